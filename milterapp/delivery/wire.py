@@ -1,0 +1,126 @@
+"""One bounded datagram of tagged fields, with descriptors beside it, over a SOCK_SEQPACKET unix socket.
+
+Must never: import anything but the standard library (the pipe client and the monitor read with it), or hand on a
+datagram that is longer, holds another tag, or brings more descriptors than the reader asked for.
+
+A datagram is a kind and then fields, each `TAG:LENGTH:` followed by LENGTH bytes and a newline. Values are bytes: no
+charset, no quoting, nothing to escape. Standard: unix(7), netstrings in spirit.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["LIMIT", "Datagram", "WireError", "decode", "encode", "peer_uid", "receive", "send"]
+
+LIMIT = 64 * 1024  # bytes of one datagram
+_MOST_DESCRIPTORS = 4
+
+
+class WireError(Exception):
+    """A datagram that the reader did not ask for; the connection it came over is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """kind: a word in capitals; fields: tag to value; descriptors: now the receiver's to close."""
+
+    kind: str
+    fields: Mapping[str, bytes]
+    descriptors: tuple[int, ...] = ()
+
+    def text(self, tag: str) -> str:
+        """Return a field as text, bytes that are not UTF-8 as surrogate escapes; "" where it is absent."""
+        return self.fields.get(tag, b"").decode("utf-8", "surrogateescape")
+
+    def number(self, tag: str) -> int:
+        """Return a field as a number of decimal digits. Raises WireError where it is none."""
+        value = self.fields.get(tag, b"")
+        if not value.isdigit() or len(value) > 20:
+            raise WireError(f"{self.kind}: {tag} is not a number")
+        return int(value)
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in self.descriptors:
+            os.close(fd)
+
+
+def encode(kind: str, fields: Mapping[str, bytes | str | int]) -> bytes:
+    """Return the bytes of a datagram. Raises WireError where they exceed LIMIT."""
+    out = [kind.encode("ascii"), b"\n"]
+    for tag, value in fields.items():
+        data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+        out.append(b"%s:%d:%s\n" % (tag.encode("ascii"), len(data), data))
+    joined = b"".join(out)
+    if len(joined) > LIMIT:
+        raise WireError(f"{kind}: {len(joined)} bytes, more than {LIMIT}")
+    return joined
+
+
+def decode(data: bytes, known: Mapping[str, Collection[str]], descriptors: tuple[int, ...] = ()) -> Datagram:
+    """Return the datagram. known: the kinds the reader takes, each with its tags. Raises WireError on anything else."""
+    head, _, rest = data.partition(b"\n")
+    kind = head.decode("ascii", "replace")
+    if len(data) > LIMIT or kind not in known:
+        raise WireError(f"unexpected datagram {kind[:20]!a} of {len(data)} bytes")
+    fields: dict[str, bytes] = {}
+    while rest:
+        tag_bytes, colon, rest = rest.partition(b":")
+        digits, colon2, rest = rest.partition(b":")
+        tag = tag_bytes[:40].decode("ascii", "replace")
+        if not (colon and colon2 and digits.isdigit() and len(digits) <= 6) or tag not in known[kind] or tag in fields:
+            raise WireError(f"{kind}: field {tag!a} is unknown, double or malformed")
+        size = int(digits)
+        if rest[size : size + 1] != b"\n":
+            raise WireError(f"{kind}: field {tag!a} is cut short")
+        fields[tag], rest = rest[:size], rest[size + 1 :]
+    return Datagram(kind, fields, descriptors)
+
+
+def send(
+    sock: socket.socket, kind: str, fields: Mapping[str, bytes | str | int], descriptors: Sequence[int] = ()
+) -> None:
+    """Send one datagram. Raises WireError (too long) or OSError."""
+    data = encode(kind, fields)
+    if descriptors:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+    else:
+        sock.send(data, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket, known: Mapping[str, Collection[str]], *, descriptors: int = 0) -> Datagram | None:
+    """Return the next datagram, None at the end of the connection.
+
+    Descriptors arrive close-on-exec. Raises WireError where there are others than so many, or the datagram is not one
+    of `known`; then all that came are closed. Raises OSError (BlockingIOError included).
+    """
+    room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
+    data, ancillary, flags, _ = sock.recvmsg(LIMIT + 1, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if not data and not fds:
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireError("a datagram was cut short")
+        if len(fds) != descriptors:
+            raise WireError(f"{len(fds)} descriptors came, {descriptors} expected")
+        return decode(data, known, tuple(fds))
+    except WireError:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Return the uid that the kernel vouches for at the other end (SO_PEERCRED: as of its connect or socketpair)."""
+    credentials = array.array("i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return credentials[1]

@@ -1,0 +1,96 @@
+"""What a site may set (milterapp.yaml(5)), as plain values with their defaults.
+
+Must never: import anything but the standard library, read a file, or know of YAML; `commands` loads them.
+Times are seconds, sizes bytes. A relative path of `personal_rules` is below the recipient's home.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["Accounts", "DeliverySettings", "Limits", "MilterSettings", "Settings", "SubmitSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """The Unix accounts of the services, one each, none of them a person's."""
+
+    milter: str = "milterapp-milter"
+    pipe: str = "milterapp-pipe"
+    monitor: str = "milterapp-monitor"
+    submit: str = "milterapp-submit"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on reading one message; what is hit is "could not tell" and `on_error` answers it."""
+
+    header_fields: int = 1000
+    header_bytes: int = 512 * 1024
+    mime_depth: int = 50
+    mime_parts: int = 1000
+    decoded_bytes: int = 64 * 1024 * 1024
+    message_bytes: int = 128 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MilterSettings:
+    """The in-line milter. workers 0: one for each core. on_error: accept or defer."""
+
+    socket: str = "/var/spool/postfix/milterapp/milter"
+    socket_group: str = "postfix"
+    rules: str = "/etc/milterapp/rules.yaml"
+    workers: int = 0
+    on_error: str = "defer"
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """Delivery for each recipient. min_uid, min_gid: the floors; gids: primary groups allowed below min_gid.
+
+    broken_rules: defer or keep. agents: how many at once; idle: how long a warm one waits; deadline: one message;
+    wait: how long a delivery waits for a free agent before it is deferred. maildir: below home, for `file`.
+    """
+
+    socket: str = "/run/milterapp/monitor/socket"
+    personal_rules: str = ".milterapp/rules.yaml"
+    maildir: str = "Maildir"
+    min_uid: int = 1000
+    min_gid: int = 1000
+    gids: tuple[int, ...] = ()
+    recipient_delimiter: str = "+"
+    broken_rules: str = "defer"
+    agents: int = 20
+    idle: float = 60.0
+    deadline: float = 120.0
+    wait: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitSettings:
+    """Handing mail to Postfix. hand_back, send: its smtpd sockets for `keep` and for forwards and replies.
+
+    forward_sender: envelope, or recipient. forwards: how many a message. reply_interval: the least time between two
+    replies of one rule to one correspondent.
+    """
+
+    socket: str = "/run/milterapp/submit/socket"
+    state: str = "/var/lib/milterapp/submit"
+    hand_back: str = "/var/spool/postfix/public/milterapp-hand-back"
+    send: str = "/var/spool/postfix/public/milterapp-send"
+    forward_sender: str = "envelope"
+    forwards: int = 4
+    reply_interval: float = 7 * 86400.0
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a site may set. log: logfmt or json."""
+
+    accounts: Accounts = field(default_factory=Accounts)
+    limits: Limits = field(default_factory=Limits)
+    milter: MilterSettings = field(default_factory=MilterSettings)
+    delivery: DeliverySettings = field(default_factory=DeliverySettings)
+    submit: SubmitSettings = field(default_factory=SubmitSettings)
+    log: str = "logfmt"
