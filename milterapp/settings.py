@@ -1,6 +1,6 @@
 """What a site may set (milterapp.yaml(5)), as plain values with their defaults.
 
-Must never: import anything but the standard library, read a file, or know of YAML; `commands` loads them.
+Must never: import anything but the standard library and other plain values, read a file, or know of YAML; `commands` loads them.
 Times are seconds, sizes bytes. A relative path of `personal_rules` is below the recipient's home.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Accounts", "DeliverySettings", "Limits", "MilterSettings", "Settings", "SubmitSettings"]
+from milterapp.mail.limits import Limits
+
+__all__ = ["Accounts", "DeliverySettings", "MilterSettings", "Settings", "SubmitSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +21,6 @@ class Accounts:
     pipe: str = "milterapp-pipe"
     monitor: str = "milterapp-monitor"
     submit: str = "milterapp-submit"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on reading one message; what is hit is "could not tell" and `on_error` answers it."""
-
-    header_fields: int = 1000
-    header_bytes: int = 512 * 1024
-    mime_depth: int = 50
-    mime_parts: int = 1000
-    decoded_bytes: int = 64 * 1024 * 1024
-    message_bytes: int = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

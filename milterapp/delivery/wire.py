@@ -94,10 +94,13 @@ def send(
         sock.send(data, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket, known: Mapping[str, Collection[str]], *, descriptors: int = 0) -> Datagram | None:
+def receive(
+    sock: socket.socket, known: Mapping[str, Collection[str]], *, descriptors: Collection[int] = (0,)
+) -> Datagram | None:
     """Return the next datagram, None at the end of the connection.
 
-    Descriptors arrive close-on-exec. Raises WireError where there are others than so many, or the datagram is not one
+    Descriptors arrive close-on-exec. Raises WireError where their number is none of
+    `descriptors`, or the datagram is not one
     of `known`; then all that came are closed. Raises OSError (BlockingIOError included).
     """
     room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
@@ -111,8 +114,8 @@ def receive(sock: socket.socket, known: Mapping[str, Collection[str]], *, descri
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise WireError("a datagram was cut short")
-        if len(fds) != descriptors:
-            raise WireError(f"{len(fds)} descriptors came, {descriptors} expected")
+        if len(fds) not in descriptors:
+            raise WireError(f"{len(fds)} descriptors came, {list(descriptors)} expected")
         return decode(data, known, tuple(fds))
     except WireError:
         for fd in fds:
