@@ -1,6 +1,6 @@
 """What a site may set (milterapp.yaml(5)), as plain values with their defaults.
 
-Must never: import anything but the standard library and other plain values, read a file, or know of YAML; `commands` loads them.
+Must never: read a file, know of YAML (`commands` loads them), or import more than other plain values.
 Times are seconds, sizes bytes. A relative path of `personal_rules` is below the recipient's home.
 """
 
