@@ -6,10 +6,11 @@ Must never: be raised for what rules decided (a dry run that rejects is done, ex
 from __future__ import annotations
 
 import os
+import sys
 
 from milterapp.rules.problem import Problem
 
-__all__ = ["MEANINGS", "UNMET", "Failure", "cannot_read", "reason"]
+__all__ = ["MEANINGS", "UNMET", "Failure", "cannot_read", "complain", "reason"]
 
 UNMET = 1  # an expectation or a test beside the rules was not met; no sysexits code says that
 
@@ -37,10 +38,20 @@ class Failure(Exception):  # noqa: N818 - it is the end of a command, not always
         self.code = code
         self.lines = lines
 
+    def tell(self) -> None:
+        """Print the lines on standard error."""
+        complain(*self.lines)
+
 
 def cannot_read(path: str, error: OSError) -> Failure:
     """Return the end of a command whose file cannot be read, 66, with the reason in the words of the system."""
     return Failure(os.EX_NOINPUT, f"{path}: cannot read: {reason(error)}")
+
+
+def complain(*lines: str | Problem) -> None:
+    """Print to standard error; a problem stands at the beginning of its line, where editors look for its place."""
+    for line in lines:
+        print(line if isinstance(line, Problem) else f"milterapp: {line}", file=sys.stderr)
 
 
 def reason(error: OSError) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn, Protocol
 
 from milterapp import __version__
-from milterapp.commands.failure import Failure, reason
-from milterapp.rules.problem import Problem, near_miss
+from milterapp.commands.failure import Failure, complain, reason
+from milterapp.rules.problem import near_miss
 
 __all__ = ["COMMANDS", "Command", "main", "parser_of"]
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
     except Failure as failure:
-        _complain(*failure.lines)
+        failure.tell()
         code = failure.code
     except KeyboardInterrupt:
         code = 130  # what a shell reports of a command that SIGINT ended
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _output_lost(error)
             return os.EX_IOERR
         traceback.print_exc()
-        _complain("a fault of milterapp's own, please report the lines above")
+        complain("a fault of milterapp's own, please report the lines above")
         code = os.EX_SOFTWARE
     return _flush(code)
 
@@ -143,12 +143,6 @@ def _usage() -> str:
     )
 
 
-def _complain(*lines: str | Problem) -> None:
-    """Print to standard error; a problem stands at the beginning of its line, where editors look for its place."""
-    for line in lines:
-        print(line if isinstance(line, Problem) else f"milterapp: {line}", file=sys.stderr)
-
-
 def _flush(code: int) -> int:
     """Return the exit code, or 74 where the results could not be written out."""
     try:
@@ -163,7 +157,7 @@ def _flush(code: int) -> int:
 def _output_lost(error: OSError) -> None:
     """Say so, unless the reader has gone (`| head`), and leave the interpreter's flush at exit nothing to fail on."""
     if not isinstance(error, BrokenPipeError):
-        _complain(f"cannot write standard output: {reason(error)}")
+        complain(f"cannot write standard output: {reason(error)}")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,0 +1,113 @@
+"""Settings from the site's configuration file, milterapp.yaml(5), every problem with its place.
+
+Must never: run in a process with privileges (`handover` reads the file for those in a child that has none), or start a
+service with a setting that was misread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from milterapp.commands.failure import Failure
+from milterapp.commands.site_file import DEFAULT, bounded, open_file
+from milterapp.mail.limits import Limits
+from milterapp.rules.document import decode, parse
+from milterapp.rules.nodes import Mapping, Node
+from milterapp.rules.problem import Problem, near_miss
+from milterapp.settings import Settings
+
+__all__ = ["BOUNDS", "WORDS", "load", "parse_settings"]
+
+_IDS = (1, 2**32 - 3)  # 0 is root, and 2**32 - 1 means "leave it" to setresuid(2)
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "milter.on_error": ("accept", "defer"),
+    "delivery.broken_rules": ("defer", "keep"),
+    "submit.forward_sender": ("envelope", "recipient"),
+    "log": ("logfmt", "json"),
+}
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    **{f"limits.{one.name}": (1, 2**32) for one in fields(Limits)},
+    "milter.workers": (0, 256),
+    "delivery.min_uid": _IDS,
+    "delivery.min_gid": _IDS,
+    "delivery.gids": _IDS,
+    "delivery.agents": (1, 1000),
+    "delivery.idle": (0, 86400),
+    "delivery.deadline": (1, 3600),
+    "delivery.wait": (0, 3600),
+    "submit.forwards": (0, 1000),
+    "submit.reply_interval": (60, 10 * 365 * 86400),
+    "submit.timeout": (1, 3600),
+}
+
+_FROM_ROOT = (
+    "milter.socket",
+    "milter.rules",
+    "delivery.socket",
+    "submit.socket",
+    "submit.state",
+    "submit.hand_back",
+    "submit.send",
+)
+_NOT_EMPTY = ("milter.socket_group", "delivery.personal_rules", "delivery.maildir")
+_ACCOUNTS = ("accounts.milter", "accounts.pipe", "accounts.monitor", "accounts.submit")
+
+
+def load(path: str | None) -> Settings:
+    """Return the settings of a file, or of the default one, where there need be none. Raises Failure 66 or 78."""
+    descriptor = open_file(path)
+    name = path or DEFAULT
+    return Settings() if descriptor is None else parse_settings(bounded(descriptor, name), name)
+
+
+def parse_settings(source: bytes, file: str) -> Settings:
+    """Return the settings that the bytes of a file hold. Raises Failure 78 with every problem."""
+    node, problems = parse(source, file, allow_empty=True)
+    settings = Settings()
+    if node is not None:
+        settings = decode(node, Settings, problems) or settings
+        problems += _value_problems(node, settings)
+    if any(not one.warning for one in problems):
+        raise Failure(os.EX_CONFIG, *sorted(set(problems)))
+    return settings
+
+
+def _value_problems(root: Node, settings: Settings) -> Iterator[Problem]:
+    """Say what the types could not: a word of a few, a number within bounds, a path from the root, an account."""
+    for names, check in (
+        (WORDS, _word),
+        (BOUNDS, _bound),
+        (_FROM_ROOT, lambda _, value: "" if value.startswith("/") else "a path from `/`"),
+        (_NOT_EMPTY, lambda _, value: "" if value else "a value"),
+        (_ACCOUNTS, lambda _, value: "" if value not in ("", "root", "0") else "the account of a service"),
+    ):
+        for name in names:
+            node, found = _find(root, settings, name)
+            for value in found if isinstance(found, tuple) else (found,):
+                if node is not None and (expected := check(name, value)):
+                    yield Problem(node.place, f"found {value!r}, expected {expected}")
+
+
+def _word(name: str, value: str) -> str:
+    words = WORDS[name]
+    return "" if value in words else f"{' or '.join(words)}{near_miss(value, words)}"
+
+
+def _bound(name: str, value: float) -> str:
+    least, most = BOUNDS[name]
+    return "" if least <= value <= most else f"{least} to {most}"
+
+
+def _find(root: Node, settings: Settings, name: str) -> tuple[Node | None, Any]:
+    """Return a setting's node, None where the file does not name it, and its value."""
+    node: Node | None = root
+    value: Any = settings
+    for key in name.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+        value = getattr(value, key)
+    return node, value

@@ -1,0 +1,155 @@
+"""The configuration file becomes settings, or problems with their places, and never a setting that was misread."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milterapp.commands import configuration, handover, site_file
+from milterapp.commands.failure import Failure
+from milterapp.settings import Settings
+
+SET: dict[str, tuple[str, str, Any]] = {
+    "word": ("log: json", "log", "json"),
+    "path": ("milter:\n  rules: /srv/rules.yaml", "milter.rules", "/srv/rules.yaml"),
+    "time": ("delivery: {deadline: 2 minutes}", "delivery.deadline", 120.0),
+    "size": ("limits:\n  message_bytes: 10 MB", "limits.message_bytes", 10_000_000),
+    "one-for-a-list": ("delivery:\n  gids: 100", "delivery.gids", (100,)),
+    "list": ("delivery:\n  gids: [100, 50]", "delivery.gids", (100, 50)),
+    "no-delimiter": ("delivery:\n  recipient_delimiter: ''", "delivery.recipient_delimiter", ""),
+    "empty-file": ("", "log", "logfmt"),
+    "comments-only": ("# log: json\n", "log", "logfmt"),
+}
+
+
+@pytest.mark.parametrize(("source", "name", "want"), SET.values(), ids=SET)
+def test_what_is_set(source: str, name: str, want: object) -> None:
+    """A setting has the value that the file gives it, all others their defaults."""
+    settings = configuration.parse_settings(source.encode(), "milterapp.yaml")
+    got: Any = settings
+    for key in name.split("."):
+        got = getattr(got, key)
+    assert got == want
+    assert settings.submit == Settings().submit
+
+
+WRONG = {
+    "unknown-key": ("milter:\n  on_eror: accept", "m.yaml:2:3: unknown key 'on_eror', did you mean 'on_error'?"),
+    "unknown-word": ("log: jsn", "m.yaml:1:6: found 'jsn', expected logfmt or json, did you mean 'json'?"),
+    "no-number": ("milter:\n  workers: many", "m.yaml:2:12: "),
+    "out-of-bounds": ("milter:\n  workers: 999", "m.yaml:2:12: found 999, expected 0 to 256"),
+    "root-floor": ("delivery:\n  min_uid: 0", "m.yaml:2:12: found 0, expected 1 to"),
+    "root-group": ("delivery:\n  gids: [100, 0]", "m.yaml:2:9: found 0, expected 1 to"),
+    "no-id": ("delivery:\n  gids: [4294967295]", "m.yaml:2:9: found 4294967295"),
+    "relative-path": ("milter:\n  rules: rules.yaml", "m.yaml:2:10: found 'rules.yaml', expected a path from `/`"),
+    "root-account": ("accounts:\n  monitor: root", "m.yaml:2:12: found 'root', expected the account of a service"),
+    "empty-account": ("accounts:\n  monitor: ''", "m.yaml:2:12: found '', expected the account of a service"),
+    "empty-value": ("log:", "m.yaml:1:5: 'log' has no value"),
+    "no-mapping": ("- log", "m.yaml:1:1: found a list, expected a mapping"),
+    "no-yaml": ("log: 'json", "m.yaml:1:"),
+    "not-text": ("log: \udcff", "m.yaml:1:6: byte 0xff, expected UTF-8 text"),
+    "all-at-once": ("log: jsn\nmilter:\n  workers: 999", "m.yaml:3:12: found 999"),
+}
+
+
+@pytest.mark.parametrize(("source", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong(source: str, said: str) -> None:
+    """A setting that is no such value is a problem with its place, exit 78, whatever else the file holds."""
+    with pytest.raises(Failure) as caught:
+        configuration.parse_settings(source.encode("utf-8", "surrogateescape"), "m.yaml")
+    assert caught.value.code == os.EX_CONFIG
+    assert any(str(line).startswith(said) for line in caught.value.lines), caught.value.lines
+
+
+def test_every_number_has_bounds_and_every_word_its_choice() -> None:
+    """A setting that is added is bounded, or named here with the reason why not."""
+    rooms = {field.name: getattr(Settings(), field.name) for field in dataclasses.fields(Settings)}
+    numbers = {
+        f"{room}.{field.name}"
+        for room, values in rooms.items()
+        if dataclasses.is_dataclass(values)
+        for field in dataclasses.fields(values)
+        if not isinstance(getattr(values, field.name), str)
+    }
+    assert numbers == set(configuration.BOUNDS)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration file that only its owner may write."""
+    path = tmp_path / "milterapp.yaml"
+    path.write_text("log: json\n")
+    path.chmod(0o644)
+    return path
+
+
+def test_default_file_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where there is no file everything has its default; a file that is named must be there."""
+    monkeypatch.setattr(site_file, "DEFAULT", str(tmp_path / "none.yaml"))
+    assert configuration.load(None) == Settings()
+    with pytest.raises(Failure) as caught:
+        configuration.load(str(tmp_path / "none.yaml"))
+    assert caught.value.code == os.EX_NOINPUT
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646], ids=["group", "others"])
+def test_file_others_can_write(config: Path, mode: int) -> None:
+    """A configuration that others can write is refused, as it sets the floors of privilege."""
+    config.chmod(mode)
+    with pytest.raises(Failure, match="chmod go-w") as caught:
+        configuration.load(str(config))
+    assert caught.value.code == os.EX_CONFIG
+
+
+def test_folder_for_a_file(tmp_path: Path) -> None:
+    """A folder in the place of the file cannot be read, 66."""
+    with pytest.raises(Failure) as caught:
+        configuration.load(str(tmp_path))
+    assert caught.value.code == os.EX_NOINPUT
+
+
+def test_handed_over_whole(config: Path) -> None:
+    """A service is handed the settings as the file has them, as one JSON object."""
+    got = json.loads(handover.settings_as_json(str(config)))
+    assert got == json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(Settings(), log="json"))))
+
+
+def test_problems_end_a_service(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A service with a wrong setting does not start: 78, and the problem on standard error."""
+    config.write_text("log: jsn\n")
+    with pytest.raises(Failure) as caught:
+        handover.settings_as_json(str(config))
+    assert caught.value.code == os.EX_CONFIG
+    assert f"{config}:1:6: found 'jsn'" in capfd.readouterr().err
+
+
+def test_starting_process_never_imports_yaml(config: Path) -> None:
+    """What starts the monitor has not imported the YAML reader when it hands over."""
+    source = (
+        "import sys; from milterapp.commands import handover, monitor, submit;"
+        f"handover.settings_as_json({str(config)!r}); assert 'yaml' not in sys.modules, 'yaml'"
+    )
+    subprocess.run([sys.executable, "-I", "-c", source], check=True)
+
+
+@pytest.mark.root
+def test_parsed_without_privileges(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    """What parses the configuration for a service is nobody, without a capability."""
+    seen = "import os; print(os.getresuid(), os.getresgid(), os.getgroups(), open('/proc/self/status').read())"
+
+    def spy(*_: object) -> Settings:
+        out = subprocess.run([sys.executable, "-I", "-c", seen], capture_output=True, text=True, check=True).stdout
+        return dataclasses.replace(Settings(), log=out)
+
+    monkeypatch.setattr(configuration, "parse_settings", spy)
+    out = json.loads(handover.settings_as_json(str(config)))["log"]
+    assert out.startswith("(65534, 65534, 65534) (65534, 65534, 65534) [] ")
+    assert "CapEff:\t0000000000000000" in out
+    assert "NoNewPrivs:\t1" in out
