@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LimitHit", "Limits"]
+__all__ = ["DEFAULT", "LimitHit", "Limits"]
 
 
 class LimitHit(Exception):  # noqa: N818 - it is no error of anybody: "could not tell", and `on_error` answers it
@@ -20,7 +20,11 @@ class Limits:
 
     header_fields: int = 1000
     header_bytes: int = 512 * 1024
+    addresses: int = 10_000
     mime_depth: int = 50
     mime_parts: int = 1000
     decoded_bytes: int = 64 * 1024 * 1024
     message_bytes: int = 128 * 1024 * 1024
+
+
+DEFAULT = Limits()

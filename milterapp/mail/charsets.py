@@ -1,0 +1,152 @@
+"""Bytes to text in the charsets that mail names, well or badly.
+
+Must never: raise, give a surrogate, or look a name from a message up in the codec registry (it caches what it fails
+to find, imports modules by name, and holds codecs that are no charsets or take quadratic time).
+"""
+
+from __future__ import annotations
+
+from encodings.aliases import aliases
+
+__all__ = ["decode", "guess", "known"]
+
+# What mail says, and what its readers take it for: the superset that the sender really used (WHATWG Encoding).
+_WILD = {
+    "": "",
+    "ansi": "cp1252",
+    "ascii": "",
+    "us_ascii": "",
+    "usascii": "",
+    "default": "",
+    "unknown": "",
+    "unknown_8bit": "",
+    "x_unknown": "",
+    "8bit": "",
+    "binary": "",
+    "none": "",
+    "utf": "utf_8",
+    "utf8mb4": "utf_8",
+    "utf_8_sig": "utf_8",
+    "unicode": "utf_8",
+    "unicode_1_1_utf_7": "utf_7",
+    "unicode_1_1_utf_8": "utf_8",
+    "x_unicode_2_0_utf_8": "utf_8",
+    "iso8859_1": "cp1252",
+    "latin_1": "cp1252",
+    "latin1": "cp1252",
+    "iso_latin_1": "cp1252",
+    "iso_8859_8_i": "iso8859_8",
+    "iso_8859_8_e": "iso8859_8",
+    "iso_8859_6_i": "iso8859_6",
+    "iso_8859_6_e": "iso8859_6",
+    "iso8859_9": "cp1254",
+    "iso8859_11": "cp874",
+    "tis_620": "cp874",
+    "windows_874": "cp874",
+    "x_windows_949": "cp949",
+    "windows_949": "cp949",
+    "ks_c_5601_1987": "cp949",
+    "ksc5601": "cp949",
+    "euc_kr": "cp949",
+    "euckr": "cp949",
+    "gb2312": "gb18030",
+    "gb_2312_80": "gb18030",
+    "euc_cn": "gb18030",
+    "gbk": "gb18030",
+    "x_gbk": "gb18030",
+    "cp936": "gb18030",
+    "hz_gb_2312": "hz",
+    "big5": "big5hkscs",
+    "x_x_big5": "big5hkscs",
+    "big5_eten": "big5hkscs",
+    "shift_jis": "cp932",
+    "x_sjis": "cp932",
+    "sjis": "cp932",
+    "ms_kanji": "cp932",
+    "windows_31j": "cp932",
+    "iso2022_jp": "iso2022_jp_ext",
+    "cp50220": "iso2022_jp_ext",
+    "cp50221": "iso2022_jp_ext",
+    "x_euc_jp": "euc_jp",
+    "eucjp_ms": "euc_jp",
+    "koi8": "koi8_r",
+    "koi": "koi8_r",
+    "koi8_ru": "koi8_u",
+    "x_mac_roman": "mac_roman",
+    "x_mac_cyrillic": "mac_cyrillic",
+    "x_mac_ce": "mac_latin2",
+    "macintosh": "mac_roman",
+    "visual": "iso8859_8",
+}
+_CODECS = """
+    big5 big5hkscs cp037 cp1006 cp1026 cp1125 cp1140 cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257
+    cp1258 cp273 cp424 cp437 cp500 cp720 cp737 cp775 cp850 cp852 cp855 cp856 cp857 cp858 cp860 cp861 cp862
+    cp863 cp864 cp865 cp866 cp869 cp874 cp875 cp932 cp949 cp950 euc_jis_2004 euc_jisx0213 euc_jp gb18030
+    hp_roman8 hz iso2022_jp iso2022_jp_1 iso2022_jp_2 iso2022_jp_2004 iso2022_jp_3 iso2022_jp_ext iso2022_kr
+    iso8859_10 iso8859_13 iso8859_14 iso8859_15 iso8859_16 iso8859_2 iso8859_3 iso8859_4 iso8859_5 iso8859_6
+    iso8859_7 iso8859_8 johab koi8_r koi8_t koi8_u kz1048 mac_arabic mac_croatian mac_cyrillic mac_farsi
+    mac_greek mac_iceland mac_latin2 mac_roman mac_romanian mac_turkish palmos ptcp154 shift_jis_2004
+    shift_jisx0213 utf_16 utf_16_be utf_16_le utf_32 utf_32_be utf_32_le utf_7 utf_8
+"""
+
+
+def _table() -> dict[str, str]:
+    codecs = frozenset(_CODECS.split())
+    table = {codec: codec for codec in codecs}
+    for alias, codec in aliases.items():
+        taken = _WILD.get(codec, codec)
+        if taken == "" or taken in codecs:
+            table[alias] = taken
+    return table | _WILD
+
+
+_TABLE = _table()
+_PUNCTUATION = str.maketrans(dict.fromkeys("-. :/()", "_"))
+_LONGEST = max(map(len, _TABLE)) + 8
+
+
+def known(charset: str) -> str | None:
+    """Return the name of the codec for a charset as mail wrote it, "" for none in particular, None for unknown."""
+    if charset in _TABLE:
+        return _TABLE[charset]
+    if len(charset) > _LONGEST:
+        return None
+    name = charset.strip(" \t'\"").lower().translate(_PUNCTUATION)
+    for form in (name, name.removeprefix("x_"), name.removeprefix("cs"), name.replace("_", ""), _windows(name)):
+        if form in _TABLE:
+            return _TABLE[form]
+    return None
+
+
+def _windows(name: str) -> str:
+    """Return `cp1251` for `win_1251`, `windows1251`, `cp_1251`, `ms1251`, `ibm_850`."""
+    digits = name.lstrip("abcdefghijklmnopqrstuvwxyz_")
+    return "cp" + digits if name.startswith(("win", "cp", "ms", "ibm", "x_cp", "x_win", "dos", "oem")) else name
+
+
+def guess(data: bytes | memoryview) -> str:
+    """Return text nobody labelled: UTF-8 where it is valid, else Windows-1252, which has a character for nearly all."""
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        return str(data, "cp1252", "replace")
+
+
+def decode(data: bytes | memoryview, charset: str) -> tuple[str, str]:
+    """Return (text, fault): the text in that charset, and what was wrong with it, "" where nothing was.
+
+    What the charset does not hold becomes U+FFFD. A charset of no meaning is guessed.
+    """
+    codec = known(charset)
+    if not codec:
+        return guess(data), "" if codec is not None else f"an unknown charset {charset[:40]!a}"
+    try:
+        return _clean(str(data, codec), codec), ""
+    except UnicodeDecodeError:
+        return _clean(str(data, codec, "replace"), codec), f"bytes that are no {codec.replace('_', '-')}"
+
+
+def _clean(text: str, codec: str) -> str:
+    if codec == "utf_7":  # the one codec of the table that lets a lone surrogate through
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.removeprefix("\ufeff")

@@ -1,0 +1,86 @@
+"""HTML as a reader sees it: its text with block elements as line ends, and the targets of its links.
+
+Must never: run anything, fetch anything, raise on what stands there (only LimitHit), or take more than linear time.
+"""
+
+from __future__ import annotations
+
+import re
+from html.entities import html5
+
+from milterapp.mail.limits import LimitHit
+
+__all__ = ["links", "to_text", "unescape"]
+
+_MOST_TAGS = 200_000
+# Nothing here can fail after having read far: what is not closed goes on to the end, as it does in browsers.
+_HIDDEN = re.compile(
+    r"<!--(?:-?>|.*?(?:--!?>|\Z))"
+    r"|<(?P<raw>script|style|title|noembed|noframes)\b[^>]*+(?:>|\Z).*?(?:</(?P=raw)\b[^>]*+(?:>|\Z)|\Z)"
+    r"|<[!?][^>]*+(?:>|\Z)",
+    re.IGNORECASE | re.DOTALL,
+)
+_BLOCK = (
+    "address|article|aside|blockquote|body|br|caption|center|dd|details|div|dl|dt|fieldset|figcaption|figure|footer|"
+    "form|h[1-6]|head|header|hr|html|legend|li|main|menu|nav|ol|option|p|pre|section|summary|table|tbody|tfoot|thead|"
+    "tr|ul"
+)
+# A quote has a meaning only behind `=`; elsewhere in a tag browsers read it as a character.
+_REST = r"(?:[^>=]++|=\s*+(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z))?+)*+(?:>|\Z)"
+_BLOCK_TAG = re.compile(rf" ?</?(?:{_BLOCK})(?=[\s/>]){_REST} ?", re.IGNORECASE)
+_CELL_TAG = re.compile(rf"</?t[dh](?=[\s/>]){_REST}", re.IGNORECASE)
+_TAG = re.compile(rf"</?[a-zA-Z]{_REST}")
+_ENTITY = re.compile(
+    r"&(?:#(?P<decimal>[0-9]{1,8})|#[xX](?P<hex>[0-9a-fA-F]{1,7})|(?P<name>[A-Za-z][A-Za-z0-9]{1,31}));?"
+)
+_SPACES = str.maketrans("\t\r\n\f", "    ")
+_LINK = re.compile(
+    r"\b(?:href|src|action|background)\s*+=\s*+(?:\"([^\"]{1,2048})|'([^']{1,2048})|([^\s>\"']{1,2048}))", re.IGNORECASE
+)
+
+
+def to_text(html: str) -> str:
+    """Return the text of an HTML page; scripts, styles and comments are left out. Raises LimitHit."""
+    if html.count("<") > _MOST_TAGS:
+        raise LimitHit(f"more than {_MOST_TAGS} HTML tags")
+    text = html.translate(_SPACES)
+    while "  " in text:
+        text = text.replace("  ", " ")
+    if "<" in text:
+        if "<!" in text or "<?" in text or "</" in text:
+            text = _HIDDEN.sub("", text)
+        text = _BLOCK_TAG.sub("\n", text)
+        text = _TAG.sub("", _CELL_TAG.sub(" ", text))
+        while "\n\n\n" in text:
+            text = text.replace("\n\n\n", "\n\n")
+    return unescape(text).strip()
+
+
+def unescape(text: str) -> str:
+    """Return text with its character references replaced; those of no meaning stay."""
+    if "&" not in text:
+        return text
+    if text.count("&") > _MOST_TAGS:
+        raise LimitHit(f"more than {_MOST_TAGS} HTML character references")
+    return _ENTITY.sub(_character, text)
+
+
+def _character(match: re.Match[str]) -> str:
+    name = match["name"]
+    if name is not None:
+        whole = match[0]
+        return html5.get(name + ";" if whole.endswith(";") else name, whole)
+    code = int(match["decimal"]) if match["decimal"] is not None else int(match["hex"], 16)
+    if 0x80 <= code <= 0x9F:
+        return bytes([code]).decode("cp1252", "replace")
+    if not 0 < code < 0x110000 or 0xD800 <= code < 0xE000:
+        return "\ufffd"
+    return chr(code)
+
+
+def links(html: str) -> tuple[str, ...]:
+    """Return the addresses that the page's attributes point at, in order, each once. Raises LimitHit."""
+    if html.count("=") > _MOST_TAGS * 5:
+        raise LimitHit(f"more than {_MOST_TAGS * 5} HTML attributes")
+    found = (unescape(one[0] or one[1] or one[2]).strip() for one in _LINK.findall(html))
+    return tuple(dict.fromkeys(one for one in found if one))

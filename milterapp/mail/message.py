@@ -1,0 +1,208 @@
+"""A message as rules see it: every question answered from the bytes when it is first asked, and kept.
+
+Must never: raise on what a message holds (only LimitHit, on a bound of ours), change it, or read the body for a
+question about the header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from milterapp.mail import address, attachments, kinds, mime, text
+from milterapp.mail.address import Address
+from milterapp.mail.attachments import Attachment
+from milterapp.mail.fields import Field, Header, scan
+from milterapp.mail.lazy import Lazy
+from milterapp.mail.limits import DEFAULT, LimitHit, Limits
+from milterapp.mail.mime import Part
+
+__all__ = ["Address", "Attachment", "Field", "Mail", "Part"]
+
+_LIST_ID = re.compile(r"<([^<>]*+)>")
+_MESSAGE_ID = re.compile(r"<[^<>\s]++>")
+_ONCE = (  # RFC 5322 section 3.6: at most one of each; where there are two, readers disagree
+    "date",
+    "from",
+    "sender",
+    "reply-to",
+    "to",
+    "cc",
+    "subject",
+    "message-id",
+    "content-type",
+    "content-transfer-encoding",
+    "mime-version",
+)
+
+
+class Mail:
+    """One message. raw: as it came, with CRLF, LF or both; limits: the bounds on reading it.
+
+    Every property may raise LimitHit ("could not tell"); none raises anything else.
+    complete: False where only the header is known (the milter's header stage); then there is no body to ask about,
+    and `body`, `text`, `parts` and the like are those of an empty one.
+    """
+
+    def __init__(self, raw: bytes, limits: Limits = DEFAULT) -> None:
+        self.limits = limits
+        self.complete = True
+        self.raw = raw
+
+    @classmethod
+    def from_fields(
+        cls,
+        fields: Sequence[tuple[bytes, bytes]],
+        limits: Limits = DEFAULT,
+        body: bytes | None = None,
+    ) -> Mail:
+        """Return a message from (name, value) pairs as a milter gets them, with the body where it is known by now.
+
+        Values may begin with the blank after the colon or without it, and be folded with LF or CRLF.
+        """
+        line_end = b"\r\n" if any(b"\r\n" in value for _, value in fields) else b"\n"
+        pieces = [name + (b":" if value[:1] in (b" ", b"\t") else b": ") + value + line_end for name, value in fields]
+        mail = cls(b"".join([*pieces, line_end, body or b""]), limits)
+        mail.complete = body is not None
+        return mail
+
+    def __repr__(self) -> str:
+        return f"Mail({len(self.raw)} bytes)"
+
+    # The header
+
+    @Lazy
+    def _scanned(self) -> Header:
+        return scan(self.raw, self.limits)
+
+    @property
+    def header(self) -> tuple[Field, ...]:
+        """The fields in their order."""
+        return self._scanned.fields
+
+    @Lazy
+    def _by_name(self) -> dict[str, list[Field]]:
+        found: dict[str, list[Field]] = {}
+        for field in self._scanned.fields:
+            found.setdefault(field.name.lower(), []).append(field)
+        return found
+
+    def fields(self, name: str) -> tuple[Field, ...]:
+        """Return every field of that name, in order; names compare without regard to case."""
+        return tuple(self._by_name.get(name.lower(), ()))
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """Return every value of that name, decoded."""
+        return tuple(field.text for field in self._by_name.get(name.lower(), ()))
+
+    def raw_values(self, name: str) -> tuple[str, ...]:
+        """Return every value of that name, unfolded and not decoded."""
+        return tuple(field.raw_text for field in self._by_name.get(name.lower(), ()))
+
+    def addresses(self, *names: str) -> tuple[Address, ...]:
+        """Return the addresses of every field of those names: groups flattened, names decoded."""
+        return tuple(one for name in names for one in self._addresses(name.lower()))
+
+    def _addresses(self, name: str) -> tuple[Address, ...]:
+        known = self._parsed.get(name)
+        if known is None:
+            values = self.raw_values(name)
+            known = tuple(one for value in values for one in address.parse(value, self.limits.addresses))
+            self._parsed[name] = known
+        return known
+
+    @Lazy
+    def _parsed(self) -> dict[str, tuple[Address, ...]]:
+        return {}
+
+    @Lazy
+    def subject(self) -> str | None:
+        """The first Subject, decoded; None without one."""
+        fields = self._by_name.get("subject")
+        return fields[0].text if fields else None
+
+    @Lazy
+    def list_ids(self) -> tuple[str, ...]:
+        """Every List-Id (RFC 2919) without its brackets and description."""
+        found = []
+        for value in self.raw_values("list-id"):
+            brackets = _LIST_ID.findall(value)
+            found += [one.strip() for one in brackets] if brackets else [value.strip()]
+        return tuple(dict.fromkeys(one for one in found if one))
+
+    @Lazy
+    def message_id(self) -> str | None:
+        """The first Message-ID with its brackets, as it came where it has none; None without one."""
+        fields = self._by_name.get("message-id")
+        if not fields or not fields[0].raw_text:
+            return None
+        match = _MESSAGE_ID.search(fields[0].raw_text)
+        return match[0] if match else fields[0].raw_text
+
+    @Lazy
+    def references(self) -> tuple[str, ...]:
+        """The Message-IDs of References and In-Reply-To, with their brackets, each once."""
+        values = self.raw_values("references") + self.raw_values("in-reply-to")
+        return tuple(dict.fromkeys(one for value in values for one in _MESSAGE_ID.findall(value)))
+
+    @Lazy
+    def kinds(self) -> frozenset[str]:
+        """Which of kinds.KINDS the header says the message is."""
+        return kinds.kinds_of(self)
+
+    @Lazy
+    def header_faults(self) -> tuple[str, ...]:
+        """What is malformed about the header, as reasons."""
+        found = list(self._scanned.faults)
+        found += [f"two {name} fields" for name in _ONCE if len(self._by_name.get(name, ())) > 1]
+        return tuple(found)
+
+    # The body
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message as it came."""
+        return len(self.raw)
+
+    @property
+    def body(self) -> bytes:
+        """What follows the header, as it came."""
+        return self.raw[self._scanned.body :]
+
+    @Lazy
+    def parts(self) -> tuple[Part, ...]:
+        """The message and all parts in it, containers before what they hold."""
+        if len(self.raw) > self.limits.message_bytes:
+            raise LimitHit(f"a message of more than {self.limits.message_bytes} bytes")
+        return mime.split(self.raw, self._scanned, self.limits)
+
+    @Lazy
+    def text(self) -> str:
+        """The decoded text parts, HTML as its text, joined by line ends; attachments are not among them."""
+        return text.text_of(self.parts)
+
+    @Lazy
+    def html(self) -> str:
+        """The decoded source of the HTML parts, joined by line ends."""
+        return text.html_of(self.parts)
+
+    @Lazy
+    def attachments(self) -> tuple[Attachment, ...]:
+        """What is attached, at any depth."""
+        return attachments.attachments_of(self.parts)
+
+    @Lazy
+    def malformed(self) -> tuple[str, ...]:
+        """Why readers could take the message differently, as reasons, () where it is well-formed.
+
+        The header's alone while the body is not known.
+        """
+        if not self.complete:
+            return self.header_faults
+        found = list(self.header_faults)
+        for part in self.parts:
+            if part.depth:
+                found += part.header.faults if part.header.fields else ()
+            found += part.faults
+            found += part.content_faults()
+        return tuple(dict.fromkeys(found))
