@@ -1,0 +1,102 @@
+"""What was decided and done for one message and recipient, so that a retry repeats nothing and decides nothing anew.
+
+Must never: change a prepared record, or report a step done before the mark is on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from milterapp.state.database import Database, StateError
+
+__all__ = ["Journal", "Key", "Prepared", "StateError"]
+
+_SCHEMA = """
+CREATE TABLE prepared (key TEXT PRIMARY KEY, queue_id TEXT NOT NULL, record TEXT NOT NULL, at INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE INDEX prepared_at ON prepared (at);
+CREATE TABLE done (key TEXT NOT NULL, step TEXT NOT NULL, result TEXT NOT NULL, at INTEGER NOT NULL,
+    PRIMARY KEY (key, step)) WITHOUT ROWID;
+CREATE INDEX done_at ON done (at)
+"""
+_VERSION = 1
+_EXPIRE = ("DELETE FROM prepared WHERE at < ?", "DELETE FROM done WHERE at < ?")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What makes two deliveries the same one: two aliases of one user differ in the original recipient alone.
+
+    digest: SHA-256 of the message as it came, in hexadecimal.
+    """
+
+    queue_id: str
+    recipient: str
+    original: str
+    digest: str
+
+    @property
+    def word(self) -> str:
+        """Return 32 hexadecimal digits that stand for the key, in file names and Message-IDs."""
+        whole = hashlib.sha256()
+        for part in (self.queue_id, self.recipient, self.original, self.digest):
+            data = part.encode("utf-8", "surrogatepass")
+            whole.update(b"%d:" % len(data) + data)
+        return whole.hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The record that stands for a key. at: seconds since 1970; fresh: written just now, so no step can be done."""
+
+    record: str
+    at: int
+    fresh: bool
+
+
+class Journal:
+    """A journal in one file. Every method raises StateError where the file cannot be read or written."""
+
+    def __init__(self, path: str) -> None:
+        self.database = Database(path, _SCHEMA, _VERSION)
+
+    def find(self, key: Key) -> Prepared | None:
+        """Return the record prepared for the key, None where there is none."""
+        with self.database.reading() as connection:
+            row = connection.execute("SELECT record, at FROM prepared WHERE key = ?", (key.word,)).fetchone()
+        return None if row is None else Prepared(row[0], row[1], fresh=False)
+
+    def prepare(self, key: Key, record: str, now: int) -> Prepared:
+        """Write the record, unless one stands already; return the one that stands. now: seconds since 1970."""
+        with self.database.transaction() as connection:
+            cursor = connection.execute(
+                "INSERT OR IGNORE INTO prepared (key, queue_id, record, at) VALUES (?, ?, ?, ?)",
+                (key.word, key.queue_id.encode("ascii", "replace").decode(), record, now),
+            )
+            fresh = cursor.rowcount == 1
+            row = connection.execute("SELECT record, at FROM prepared WHERE key = ?", (key.word,)).fetchone()
+        return Prepared(row[0], row[1], fresh=fresh)
+
+    def steps(self, key: Key) -> Mapping[str, str]:
+        """Return the steps done under the key, each with its result."""
+        with self.database.reading() as connection:
+            rows = connection.execute("SELECT step, result FROM done WHERE key = ?", (key.word,)).fetchall()
+        return dict(rows)
+
+    def mark(self, key: Key, step: str, result: str, now: int) -> None:
+        """Write that a step is done; the first result stands. now: seconds since 1970."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO done (key, step, result, at) VALUES (?, ?, ?, ?)", (key.word, step, result, now)
+            )
+
+    def expire(self, before: int) -> int:
+        """Forget what was prepared or done before then (seconds since 1970); return how many rows that were."""
+        with self.database.transaction() as connection:
+            return sum(connection.execute(statement, (before,)).rowcount for statement in _EXPIRE)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.database.close()
