@@ -1,0 +1,245 @@
+"""The agent: with the recipient's ids, that person's rules for one message after the other, until the monitor hangs up.
+
+Must never: answer `ok` or `reject` for a fault of ours, do anything that was not journalled first, or submit mail
+itself (submit does, over the connection that came with the message).
+
+The order for each message: rules, Decision, journal (*prepared*), deliveries, each marked done, answer. A retry finds
+the record and only does what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NoReturn
+
+from milterapp.delivery import record, sealed, wire
+from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out
+from milterapp.delivery.requests import JOB, printable
+from milterapp.delivery.rulefile import Loaded, RuleFile, UnavailableError, open_home
+from milterapp.delivery.stores import Maildir
+from milterapp.mail.envelope import Envelope, Stage
+from milterapp.mail.limits import Limits
+from milterapp.mail.message import Mail
+from milterapp.rules.decide import decide
+from milterapp.rules.decision import Decision, Keep, Verdict
+from milterapp.rules.facts import Facts
+from milterapp.state.journal import Journal, Key, StateError
+
+__all__ = ["Agent", "serve"]
+
+_STATE = ".milterapp"  # below the home: the journal, and by default the rules
+_JOURNAL = "journal.sqlite"
+_EVENT = 8 * 1024  # characters of the event an answer carries
+_SHOWN = ("action", "folder", "to", "copy", "implicit")  # of a delivery, in the event
+_EXPIRE = 3600.0  # seconds between two sweeps of old records
+_LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
+_FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, OSError)
+
+
+def serve(control: socket.socket, settings: AgentSettings, home: str, user: str) -> NoReturn:
+    """Serve jobs over the control socket until its end, then exit. The caller has dropped and verified the ids.
+
+    What waits too long is killed by the monitor; SIGALRM, a little later, is for where the monitor is gone.
+    """
+    os.umask(0o077)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    control.setblocking(True)  # noqa: FBT003 - the name of the method says it
+    agent = Agent(settings, home, user)
+    status = 0
+    try:
+        while (job := wire.receive(control, JOB, descriptors=(2,))) is not None:
+            signal.setitimer(signal.ITIMER_REAL, settings.deadline + 10)
+            answer, event = agent.answer(job)
+            wire.send(control, "ANSWER", {"status": answer.status, "text": printable(answer.text, 600), "event": event})
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            agent.sweep(time.time())
+    except BaseException:  # noqa: BLE001 - the process's edge: without an answer the monitor defers
+        status = 70
+    os._exit(status)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """A job as it came over the socket, its message in memory."""
+
+    envelope: Envelope
+    key: Key
+    raw: bytes
+    submit: Submit
+
+
+class Agent:
+    """One user's agent: rules and journal stay open from one message to the next."""
+
+    def __init__(self, settings: AgentSettings, home: str, user: str) -> None:
+        self._settings = settings
+        self._home = home
+        self._user = user
+        self._limits = Limits(**settings.limits)
+        self._rules = RuleFile(settings.personal_rules, os.geteuid())
+        self._journal: Journal | None = None
+        self._journal_path = os.path.join(home, _STATE, _JOURNAL)
+        self._swept = time.time()
+
+    def answer(self, job: wire.Datagram) -> tuple[Answer, str]:
+        """Return the answer for one job and its event as JSON; every fault is a deferral. Closes what came."""
+        start = time.monotonic()
+        event: dict[str, Any] = {"user": self._user}
+        message, connection = job.descriptors
+        try:
+            with socket.socket(fileno=connection) as submit:
+                answer = self._deliver(_arrived(job, message, submit), event)
+        except UnavailableError as error:
+            answer = Answer("defer", str(error))
+        except _FAULTS as error:
+            answer = Answer("defer", str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the edge of one message: whatever it is, Postfix keeps the message
+            answer = Answer("defer", f"internal error: {type(error).__name__}: {error}")
+        finally:
+            os.close(message)
+        event["seconds"] = round(time.monotonic() - start, 4)
+        event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}
+        return answer, _bounded(event)
+
+    def sweep(self, now: float) -> None:
+        """Forget records too old for Postfix to ask about again, once an hour at most. now: seconds since 1970."""
+        if self._journal is not None and now - self._swept > _EXPIRE:
+            self._swept = now
+            try:
+                self._journal.expire(int(now) - self._settings.keep_records)
+            except StateError:
+                pass  # the next message meets the same fault, and says so
+
+    def _deliver(self, arrived: _Arrived, event: dict[str, Any]) -> Answer:
+        with open_home(self._home, os.geteuid()) as home:
+            journal = self._journal_in(home)
+            prepared = None if journal is None else journal.find(arrived.key)
+            if prepared is None:
+                loaded = Loaded(None) if home is None else self._rules.load(home)
+                decision = self._decide(loaded, arrived)
+            else:
+                loaded, decision = None, record.from_text(prepared.record)
+            event.update(_explained(decision), retry=prepared is not None)
+            if decision.verdict is Verdict.DEFER:
+                return Answer("defer", decision.could_not_tell or _deferral(decision))
+            if home is None or (loaded is not None and loaded.policy is None and not loaded.problems):
+                return _hand_back(arrived)
+            now = int(time.time())
+            journal = journal or self._new_journal(home)
+            if prepared is None:
+                prepared = journal.prepare(arrived.key, record.to_text(decision), now)
+                decision = decision if prepared.fresh else record.from_text(prepared.record)
+            maildir = Maildir(home, self._settings.maildir)
+            job = Job(arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now)
+            return carry_out(job, decision, prepared)
+
+    def _decide(self, loaded: Loaded, arrived: _Arrived) -> Decision:
+        """Return what the rules say; where there are none, or none that can be used, what the site says then."""
+        keep = Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), problems=loaded.problems)
+        if loaded.policy is None:
+            if not loaded.problems or self._settings.broken_rules == "keep":
+                return keep
+            errors = [str(one) for one in loaded.problems if not one.warning]
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            text = f"the rules of the recipient cannot be used: {errors[0]}{more}"
+            return Decision(Verdict.DEFER, problems=loaded.problems, could_not_tell=text)
+        facts = Facts(
+            stage=Stage.BODY,
+            envelope=arrived.envelope,
+            recipient=arrived.key.recipient,
+            mail=Mail(arrived.raw, self._limits),
+            now=datetime.now().astimezone(),
+            delimiter=self._settings.delimiter,
+        )
+        decision = decide(loaded.policy, facts)
+        if not decision.could_not_tell:
+            return decision
+        if self._settings.broken_rules == "keep":
+            return replace(keep, rules=decision.rules, could_not_tell=decision.could_not_tell)
+        return replace(decision, verdict=Verdict.DEFER, deliveries=())
+
+    def _journal_in(self, home: int | None) -> Journal | None:
+        """Return the user's journal, None where there is none yet. Raises StateError."""
+        if self._journal is not None and not self._journal.database.still_there():
+            self._journal.close()
+            self._journal = None
+        if self._journal is None and home is not None and os.path.lexists(self._journal_path):
+            self._journal = Journal(self._journal_path)
+        return self._journal
+
+    def _new_journal(self, home: int) -> Journal:
+        """Return the user's journal, made now in a folder only that user can open. Raises StateError or OSError."""
+        try:
+            os.mkdir(_STATE, 0o700, dir_fd=home)
+            os.fsync(home)
+        except FileExistsError:
+            pass  # its owner and mode are looked at where the journal is opened
+        self._journal = Journal(self._journal_path)
+        return self._journal
+
+
+def _arrived(job: wire.Datagram, message: int, submit: socket.socket) -> _Arrived:
+    """Return the job with its message read, once. Raises SealError."""
+    sealed.measure(message, _LONGEST_READ)
+    raw = sealed.read(message)
+    client = job.text("client")
+    recipient, original = job.text("recipient"), job.text("original")
+    envelope = Envelope(
+        client="" if client == "unknown" else client,
+        local=client in ("", "unknown"),
+        sender=job.text("sender"),
+        recipients=(recipient,),
+        original_recipient=original,
+        queue_id=job.text("queue_id"),
+    )
+    key = Key(envelope.queue_id, recipient, original, hashlib.sha256(raw).hexdigest())
+    return _Arrived(envelope, key, raw, Submit(submit))
+
+
+def _hand_back(arrived: _Arrived) -> Answer:
+    """Give the message back to Postfix as it came: no rules, so nothing to remember here (submit remembers)."""
+    outcome = arrived.submit.ask("KEEP", {})
+    if outcome.word == "done":
+        return Answer("ok", "", {"keep": outcome})
+    return Answer("defer", f"keep: {outcome.detail}", {"keep": outcome})
+
+
+def _deferral(decision: Decision) -> str:
+    return decision.reply.text if decision.reply is not None else "deferred by a rule of its recipient"
+
+
+def _explained(decision: Decision) -> Mapping[str, Any]:
+    """Return what the log says of a decision: the rules that matched, never a text out of the message."""
+    return {
+        "verdict": decision.verdict.value,
+        "rules": [one.name for one in decision.rules if one.matched and not one.observe],
+        "observed": [one.name for one in decision.rules if one.matched and one.observe],
+        "edits": len(decision.edits),
+        "deliveries": [
+            {name: value for name, value in one.to_json().items() if name in _SHOWN} for one in decision.deliveries
+        ],
+        "problems": [str(one) for one in decision.problems],
+    }
+
+
+def _bounded(event: Mapping[str, Any]) -> str:
+    """Return the event as ASCII JSON of at most _EVENT characters, its lists cut short where it is longer."""
+    for most in (100, 10, 3):
+        shown = {
+            name: value[:most] if isinstance(value, list) else value
+            for name, value in event.items()
+            if value not in ([], {}, 0, "")
+        }
+        text = json.dumps(shown, ensure_ascii=True)
+        if len(text) <= _EVENT:
+            return text
+    return json.dumps({"user": event.get("user", ""), "verdict": event.get("verdict", ""), "cut": True})

@@ -1,0 +1,54 @@
+"""What an agent is told of the site's settings, as one JSON object.
+
+Must never: import anything but the standard library; monitor and zygote carry it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["AgentSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """The part of the site's settings that an agent needs (milterapp.yaml(5)).
+
+    personal_rules, maildir: below the home unless absolute. broken_rules: defer or keep. limits: the fields of
+    mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the journal remembers a
+    message; longer than Postfix keeps trying (maximal_queue_lifetime).
+    """
+
+    personal_rules: str = ".milterapp/rules.yaml"
+    maildir: str = "Maildir"
+    broken_rules: str = "defer"
+    delimiter: str = "+"
+    limits: Mapping[str, int] = field(default_factory=dict)
+    deadline: float = 120.0
+    keep_records: int = 30 * 86400
+
+    @classmethod
+    def from_site(cls, settings: Mapping[str, Any]) -> AgentSettings:
+        """Return the agent's part of `dataclasses.asdict(Settings())`, or of that as JSON."""
+        delivery = settings["delivery"]
+        return cls(
+            personal_rules=delivery["personal_rules"],
+            maildir=delivery["maildir"],
+            broken_rules=delivery["broken_rules"],
+            delimiter=delivery["recipient_delimiter"],
+            limits=dict(settings["limits"]),
+            deadline=delivery["deadline"],
+        )
+
+    def to_json(self) -> str:
+        """Return the settings as one JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> AgentSettings:
+        """Return the settings that to_json wrote. Raises ValueError or TypeError where it did not."""
+        return cls(**json.loads(text))

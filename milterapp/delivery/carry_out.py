@@ -1,0 +1,188 @@
+"""Carrying a prepared Decision out: each delivery once, marked as soon as it is durable, over any number of attempts.
+
+Must never: decide, answer `ok` while a delivery is not done, or do a step again that the journal says is done.
+
+A forward that submit refuses (its loop mark is on the message already, or there are too many) becomes a keep, unless
+it was a copy: nothing is lost, nothing bounces, and the mail is where its owner looks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from milterapp.delivery import sealed, wire
+from milterapp.delivery.requests import RESPONSES, printable
+from milterapp.delivery.stores import Maildir, Name, stamped
+from milterapp.mail.edits import apply
+from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Reply, SendReply, Verdict
+from milterapp.state.journal import Journal, Key, Prepared, StateError
+
+__all__ = ["Answer", "Job", "Outcome", "Submit", "carry_out", "rejection"]
+
+_REPLY_TEXT = 40 * 1024  # bytes; what one datagram holds beside the other fields
+_VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one delivery. word: done, refused or failed; detail: a folder, a queue id, or the reason."""
+
+    word: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the monitor is told: ok, defer or reject, one line of text, and what became of each delivery."""
+
+    status: str
+    text: str = ""
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Submit:
+    """The agent's end of its connection to submit. Faults of the connection are outcomes too: failed."""
+
+    connection: socket.socket
+
+    def ask(self, kind: str, fields: Mapping[str, str], message: int | None = None) -> Outcome:
+        """Ask for one thing and wait for the answer. message: a sealed memfd, None for the message as it came."""
+        try:
+            wire.send(self.connection, kind, fields, () if message is None else (message,))
+            answer = wire.receive(self.connection, RESPONSES)
+        except (wire.WireError, OSError, UnicodeError) as error:
+            return Outcome("failed", f"submit: {error}")
+        if answer is None:
+            return Outcome("failed", "submit closed the connection")
+        if answer.kind == "DONE":
+            return Outcome("done", answer.text("queue_id"))
+        return Outcome(answer.kind.lower(), answer.text("text"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One message for one recipient, and everything that carrying a decision out needs. now: seconds since 1970."""
+
+    sender: str
+    key: Key
+    raw: bytes
+    journal: Journal
+    maildir: Maildir
+    submit: Submit
+    now: int
+
+
+class _Steps:
+    """The message as edited, and one method for each kind of delivery."""
+
+    def __init__(self, job: Job, decision: Decision, prepared: Prepared) -> None:
+        self._job = job
+        self._decision = decision
+        self._prepared = prepared
+        self.done = {} if prepared.fresh else dict(job.journal.steps(job.key))
+        self.outcomes: dict[str, Outcome] = {}
+
+    @cached_property
+    def _edited(self) -> bytes:
+        return apply(self._job.raw, self._decision.edits) if self._decision.edits else self._job.raw
+
+    def once(self, step: str, do: Callable[[], Outcome]) -> Outcome:
+        """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again."""
+        if step in self.done:
+            word, _, detail = self.done[step].partition(" ")
+            outcome = Outcome(word, detail)
+        else:
+            try:
+                outcome = do()
+                if outcome.word != "failed":
+                    said = f"{outcome.word} {printable(outcome.detail)}"
+                    self._job.journal.mark(self._job.key, step, said, self._job.now)
+            except (OSError, StateError) as error:
+                outcome = Outcome("failed", str(error))
+        self.outcomes[step] = outcome
+        return outcome
+
+    def deliver(self, step: str, delivery: Delivery) -> bool:
+        """Carry one delivery out; False where it must be tried again."""
+        if isinstance(delivery, File):
+            return self.once(step, lambda: self._file(step, delivery)).word == "done"
+        if isinstance(delivery, Keep):
+            return self.once(step, self._keep).word == "done"
+        if isinstance(delivery, Forward):
+            outcome = self.once(step, lambda: self._send("FORWARD", {"to": delivery.to, "step": step}))
+            if outcome.word == "refused" and not delivery.copy:
+                outcome = self.once(f"{step}.keep", self._keep)
+                return outcome.word == "done"
+            return outcome.word != "failed"
+        return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
+
+    def _file(self, step: str, delivery: File) -> Outcome:
+        job, key = self._job, self._job.key
+        name = Name(self._prepared.at, f"M{key.word}S{step}")
+        parts = stamped(self._edited, job.sender, key.recipient, key.original)
+        filed = job.maildir.deliver(delivery.folder, name, parts, fresh=self._prepared.fresh)
+        return Outcome("done", str(name) if filed else f"{name}, there already")
+
+    def _keep(self) -> Outcome:
+        outcome = self._send("KEEP", {})
+        return Outcome("failed", outcome.detail) if outcome.word == "refused" else outcome
+
+    def _send(self, kind: str, fields: Mapping[str, str]) -> Outcome:
+        if not self._decision.edits:
+            return self._job.submit.ask(kind, fields)
+        message = sealed.seal([self._edited])
+        try:
+            return self._job.submit.ask(kind, fields, message)
+        finally:
+            os.close(message)
+
+    def _reply(self, step: str, reply: SendReply) -> Outcome:
+        if self._decision.verdict is Verdict.REJECT:
+            return Outcome("refused", "the message is rejected, which is answer enough")
+        if len(reply.text.encode("utf-8", "surrogateescape")) > _REPLY_TEXT:
+            return Outcome("refused", f"the text is longer than {_REPLY_TEXT} bytes")
+        return self._job.submit.ask(
+            "REPLY", {"rule": reply.rule[:200], "subject": reply.subject[:900], "text": reply.text, "step": step}
+        )
+
+
+def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
+    """Carry out what the record says and is not done yet. Never raises for what a delivery runs into: it defers.
+
+    Replies come last, and only when everything else is done. Raises StateError where the journal cannot be read.
+    """
+    if decision.verdict not in _VERDICT_ENDS or (decision.verdict is not Verdict.DISCARD and not _does(decision)):
+        return Answer("defer", f"a decision that cannot be carried out: {decision.verdict.value}")
+    steps = _Steps(job, decision, prepared)
+    numbered = [(str(number), delivery) for number, delivery in enumerate(decision.deliveries)]
+    for replies in (False, True):
+        some = [pair for pair in numbered if isinstance(pair[1], SendReply) is replies]
+        failed = [step for step, delivery in some if not steps.deliver(step, delivery)]
+        if failed:
+            return Answer("defer", _why(decision.deliveries, failed, steps.outcomes), steps.outcomes)
+    status = _VERDICT_ENDS[decision.verdict]
+    return Answer(status, rejection(decision.reply) if status == "reject" else "", steps.outcomes)
+
+
+def _does(decision: Decision) -> bool:
+    """Tell whether the decision puts the message anywhere, or refuses it."""
+    return decision.verdict is Verdict.REJECT or any(not isinstance(one, SendReply) for one in decision.deliveries)
+
+
+def _why(deliveries: Sequence[Delivery], failed: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
+    step = failed[0]
+    outcome = outcomes.get(f"{step}.keep") or outcomes[step]
+    return printable(f"{deliveries[int(step)].to_json()['action']}: {outcome.detail}")
+
+
+def rejection(reply: Reply | None) -> str:
+    """Return `5.x.y text` for pipe(8): an enhanced status of class 5 at its first byte, one printable line."""
+    if reply is None:
+        return "5.7.1 Message refused by its recipient"
+    status = reply.status if reply.status.startswith("5.") else "5.7.1"
+    return printable(f"{status} {reply.text}", 500)

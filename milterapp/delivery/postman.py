@@ -1,0 +1,206 @@
+"""What submit does with one request: policy, guards, the SMTP transaction, and the mark that it is done.
+
+Must never: send without asking the guards, send again what the journal marks, or begin twice what is under way.
+
+Once a message of the same key went out, the same request is answered with the first queue id. The gap that remains:
+Postfix took a message and the process died before the mark was on disk; then a retry sends it again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any
+
+from milterapp.delivery import replies, sealed, smtp, wire
+from milterapp.delivery.stores import one_line
+from milterapp.mail.envelope import Envelope, split_address
+from milterapp.mail.limits import LimitHit, Limits
+from milterapp.mail.message import Mail
+from milterapp.state.journal import Journal, Key
+from milterapp.state.replied import Replied
+
+__all__ = ["DeferredError", "Held", "Postman", "RefusedError", "SubmitPolicy"]
+
+_MOST_REPLIES = 4  # one message may cause, whatever its rules say
+_KEEP_RECORDS = 30 * 86400  # seconds; longer than Postfix tries (maximal_queue_lifetime)
+_STEP = re.compile(r"[0-9A-Za-z.]{1,32}")
+
+
+class RefusedError(Exception):
+    """Policy or guards say no; final. str() says why."""
+
+
+class DeferredError(Exception):
+    """Not now; str() says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal."""
+
+    envelope: Envelope
+    user: str
+    message: int
+    digest: str
+
+    @property
+    def recipient(self) -> str:
+        """Return the one recipient."""
+        return self.envelope.recipients[0]
+
+    @property
+    def key(self) -> Key:
+        """Return the journal's key."""
+        return Key(self.envelope.queue_id, self.recipient, self.envelope.original_recipient, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitPolicy:
+    """The site's settings as submit needs them (milterapp.yaml(5), `submit`); seconds, paths."""
+
+    state: str
+    hand_back: str
+    send: str
+    forward_sender: str = "envelope"
+    forwards: int = 4
+    reply_interval: float = 7 * 86400.0
+    timeout: float = 60.0
+    delimiter: str = "+"
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def from_site(cls, settings: Mapping[str, Any]) -> SubmitPolicy:
+        """Return submit's part of `dataclasses.asdict(Settings())`, or of that as JSON."""
+        own = {name: value for name, value in settings["submit"].items() if name != "socket"}
+        delimiter = settings["delivery"]["recipient_delimiter"]
+        return cls(**own, delimiter=delimiter, limits=Limits(**settings["limits"]))
+
+
+class Postman:
+    """Carries requests out; any number of threads at once. Raises StateError where its state cannot be opened."""
+
+    def __init__(self, policy: SubmitPolicy) -> None:
+        self._policy = policy
+        os.makedirs(policy.state, mode=0o700, exist_ok=True)
+        self._journal = Journal(os.path.join(policy.state, "journal.sqlite"))
+        self._replied = Replied(os.path.join(policy.state, "replied.sqlite"))
+        self._under_way: set[str] = set()
+        self._lock = threading.Lock()
+
+    def sweep(self, now: int) -> None:
+        """Forget what is too old to matter. now: seconds since 1970. Raises StateError."""
+        self._journal.expire(now - _KEEP_RECORDS)
+        self._replied.expire(now - max(_KEEP_RECORDS, int(self._policy.reply_interval)))
+
+    def close(self) -> None:
+        """Close the state."""
+        self._journal.close()
+        self._replied.close()
+
+    def carry(self, held: Held, request: wire.Datagram, now: float) -> str:
+        """Carry one request out and return Postfix's queue id. now: seconds since 1970.
+
+        Raises RefusedError (final); DeferredError, SmtpError, AddressError, StateError or OSError (temporary).
+        """
+        step = request.text("step")
+        if request.kind != "KEEP" and not _STEP.fullmatch(step):
+            raise RefusedError("the step of the request is no short word")
+        mark = " ".join((request.kind, step, request.text("to"))).strip()
+        mark = mark.encode("utf-8", "backslashreplace").decode()
+        with self._alone(held.key.word):
+            done = self._journal.steps(held.key)
+            if mark in done:
+                return done[mark]
+            most = self._policy.forwards if request.kind == "FORWARD" else _MOST_REPLIES
+            if request.kind != "KEEP" and sum(one.startswith(request.kind + " ") for one in done) >= most:
+                raise RefusedError(f"no more than {most} of these for one message")
+            try:
+                queue_id = _KINDS[request.kind](self, held, request, now)
+            except LimitHit as limit:
+                raise RefusedError(f"the header cannot be read whole: {limit}") from limit
+            self._journal.mark(held.key, mark, queue_id, int(now))
+            return queue_id
+
+    @contextmanager
+    def _alone(self, word: str) -> Iterator[None]:
+        """Let one request of a message run at a time: its first one may still wait for Postfix."""
+        with self._lock:
+            if word in self._under_way:
+                raise DeferredError("another request for this message is under way")
+            self._under_way.add(word)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way.discard(word)
+
+    def _keep(self, held: Held, request: wire.Datagram, _now: float) -> str:
+        message = _message(held, request)
+        transaction = smtp.Transaction(held.envelope.sender, held.recipient, eight_bit=_eight_bit(message))
+        return smtp.send(self._policy.hand_back, transaction, sealed.chunks(message), timeout=self._policy.timeout)
+
+    def _forward(self, held: Held, request: wire.Datagram, _now: float) -> str:
+        target, recipient = request.text("to"), held.recipient
+        if not all(split_address(target)):
+            raise RefusedError("the address to forward to is not local@domain")
+        marks = {value.strip().lower() for value in self._header(held).raw_values("Delivered-To")}
+        if target.lower() == recipient.lower() or recipient.lower() in marks:
+            raise RefusedError("mail forwarding loop: the message was here before")
+        sender = held.envelope.sender
+        if sender and self._policy.forward_sender == "recipient":
+            sender = recipient
+        message = _message(held, request)
+        transaction = smtp.Transaction(sender, target, eight_bit=_eight_bit(message))
+        parts = chain([b"Delivered-To: " + one_line(recipient) + b"\r\n"], sealed.chunks(message))
+        return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
+
+    def _reply(self, held: Held, request: wire.Datagram, now: float) -> str:
+        mail, sender = self._header(held), held.envelope.sender
+        if reason := replies.refusal(mail, held.envelope, (), delimiter=self._policy.delimiter):
+            raise RefusedError(reason)
+        claimed = (held.user or held.recipient, sender, request.text("rule"), held.key.word)
+        if not self._replied.claim(*claimed, int(now), int(self._policy.reply_interval)):
+            raise RefusedError("this rule answered the same correspondent within the interval")
+        try:
+            return self._answer(mail, held, request, now)
+        except BaseException:
+            self._replied.release(*claimed)
+            raise
+
+    def _answer(self, mail: Mail, held: Held, request: wire.Datagram, now: float) -> str:
+        own, sender = replies.answering(mail, held.envelope, delimiter=self._policy.delimiter), held.envelope.sender
+        parts = replies.build(
+            mail,
+            sender=sender,
+            own=own,
+            subject=request.text("subject"),
+            text=request.text("text"),
+            now=datetime.fromtimestamp(now, UTC),
+            message_id=f"{held.key.word}.{request.text('step')}@{split_address(own)[1] or 'localhost'}",
+        )
+        transaction = smtp.Transaction("", sender, eight_bit=not (own + sender).isascii())
+        return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
+
+    def _header(self, held: Held) -> Mail:
+        """Return the message as it came, as far as a header may reach."""
+        limits = self._policy.limits
+        return Mail(sealed.read(held.message, limits.header_bytes + 1), limits)
+
+
+_KINDS = {"KEEP": Postman._keep, "FORWARD": Postman._forward, "REPLY": Postman._reply}  # noqa: SLF001 - its own methods
+
+
+def _message(held: Held, request: wire.Datagram) -> int:
+    """Return the message to send: as edited, where the request brought one."""
+    return request.descriptors[0] if request.descriptors else held.message
+
+
+def _eight_bit(message: int) -> bool:
+    return any(not chunk.isascii() for chunk in sealed.chunks(message))

@@ -1,0 +1,79 @@
+"""A Decision as one JSON text, and back: what the journal's prepared record holds.
+
+Must never: build anything but the classes named here, whatever the text says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import Enum
+from typing import Any, get_args
+
+from milterapp.mail import edits
+from milterapp.mail.envelope import Stage
+from milterapp.rules import decision, problem
+
+__all__ = ["RecordError", "from_text", "to_text"]
+
+
+class RecordError(Exception):
+    """A text that is no record of a Decision this version can read; the delivery waits for one that can."""
+
+
+_VALUES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        decision.Decision,
+        decision.Explanation,
+        decision.RecipientDecision,
+        decision.Reply,
+        problem.Place,
+        problem.Problem,
+        *get_args(decision.Delivery),
+        *get_args(edits.Edit),
+    )
+}
+_WORDS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (decision.Verdict, Stage)}
+
+
+def to_text(whole: decision.Decision) -> str:
+    """Return the decision as ASCII JSON. Raises RecordError where it holds a value of a kind not known here."""
+    return json.dumps(_encode(whole), ensure_ascii=True, separators=(",", ":"))
+
+
+def from_text(text: str) -> decision.Decision:
+    """Return the decision that to_text wrote. Raises RecordError."""
+    try:
+        found = _decode(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RecordError(f"not a record: {error}") from error
+    if not isinstance(found, decision.Decision):
+        raise RecordError("not a record of a decision")
+    return found
+
+
+def _encode(value: object) -> Any:
+    if isinstance(value, Enum):
+        return {"": type(value).__name__, "word": value.name}
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, tuple):
+        return [_encode(one) for one in value]
+    name = type(value).__name__
+    if _VALUES.get(name) is not type(value):
+        raise RecordError(f"cannot record a {name}")
+    fields = dataclasses.fields(value)  # type: ignore[arg-type]  # every class of _VALUES is a dataclass
+    return {"": name, **{one.name: _encode(getattr(value, one.name)) for one in fields}}
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(one) for one in value)
+    if not isinstance(value, dict):
+        return value
+    fields = dict(value)
+    name = fields.pop("")
+    if name in _WORDS:
+        return _WORDS[name][fields["word"]]
+    return _VALUES[name](**{key: _decode(one) for key, one in fields.items()})

@@ -1,0 +1,190 @@
+"""Whether a message may be answered, and the answer (RFC 3834, RFC 5230 section 4, what Pigeonhole adds).
+
+Must never: be gone round. `refusal` is the one place that says no, over values alone: submit asks it before anything
+leaves, about the message as it came, and the dry run asks it to say beforehand what submit will do.
+"""
+
+from __future__ import annotations
+
+import quopri
+import re
+from collections.abc import Callable, Collection, Iterator
+from datetime import datetime
+from email.utils import format_datetime
+
+from milterapp.mail.envelope import Envelope, split_address, split_detail
+from milterapp.mail.limits import LimitHit
+from milterapp.mail.message import Mail
+from milterapp.mail.values import HeaderText
+
+__all__ = ["answering", "build", "own_addresses", "refusal"]
+
+# Senders that are no person: RFC 3834 section 2, RFC 5230 section 4.6, and how list managers write a bounce address.
+_MACHINES = frozenset({
+    "mailer-daemon", "double-bounce", "postmaster", "listserv", "majordomo", "mailman", "ecartis", "sympa",
+    "noreply", "no-reply", "donotreply", "do-not-reply", "bounce", "bounces",
+})  # fmt: skip
+_MACHINE_STARTS = ("owner-", "listserv-", "majordomo-", "bounce-", "bounces-", "bounce+", "bounces+", "prvs=owner-")
+_MACHINE_ENDS = ("-owner", "-request", "-bounce", "-bounces", "-errors")
+_PRECEDENCES = frozenset({"bulk", "junk", "list", "auto_reply"})
+_SUPPRESS = frozenset({"all", "oof", "autoreply"})
+_ADDRESSED = ("To", "Cc", "Bcc", "Resent-To", "Resent-Cc", "Resent-Bcc")
+_REPLIED = ("X-Autoreply", "X-Autorespond", "X-Autoresponder", "X-Auto-Reply-From", "X-Autoreply-From")
+_COMMENT = re.compile(r"\([^()]*\)")
+_MESSAGE_ID = re.compile(r"<[!#-'*+\-./0-9=?A-Z^_`a-z{|}~\[\]\":;,@\\]{1,250}>")
+_MOST_REFERENCES = 12
+_LONGEST_SUBJECT = 200  # characters
+
+
+def own_addresses(*addresses: str, delimiter: str) -> frozenset[str]:
+    """Return the addresses and what they are without their extension, comparable: one case, no quotes."""
+    return frozenset(one for address in addresses if address for one in _readings(address, delimiter))
+
+
+def refusal(mail: Mail, envelope: Envelope, own: Collection[str], *, delimiter: str = "+") -> str:
+    """Return why the message must not be answered, "" where it may be.
+
+    mail: the message as it came; its header is enough. own: further addresses of the recipient; the envelope's
+    recipients and the original recipient always count as its own. A limit hit while reading is a reason too.
+    """
+    mine = own_addresses(*envelope.recipients, envelope.original_recipient, *own, delimiter=delimiter)
+    try:
+        for guard in _GUARDS:
+            if reason := guard(mail, envelope.sender, mine, delimiter):
+                return reason
+    except LimitHit as limit:
+        return f"the header cannot be read whole: {limit}"
+    return ""
+
+
+def _null_sender(_mail: Mail, sender: str, _own: frozenset[str], _delimiter: str) -> str:
+    return "the envelope sender is null" if sender in ("", "<>") else ""
+
+
+def _machine(_mail: Mail, sender: str, _own: frozenset[str], _delimiter: str) -> str:
+    local, domain = split_address(sender)
+    lowered = local.strip('"').lower()
+    if not domain:
+        return "the envelope sender has no domain"
+    base = re.split(r"[+=]", lowered, maxsplit=1)[0]
+    if base in _MACHINES or lowered.startswith(_MACHINE_STARTS) or base.endswith(_MACHINE_ENDS):
+        return f"the envelope sender {local!r} is no person"
+    return ""
+
+
+def _oneself(_mail: Mail, sender: str, own: frozenset[str], delimiter: str) -> str:
+    return "the envelope sender is the recipient" if _readings(sender, delimiter) & own else ""
+
+
+def _automatic(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> str:
+    for value in mail.raw_values("Auto-Submitted"):
+        word = _COMMENT.sub("", value).partition(";")[0].strip().lower()
+        if word != "no":
+            return f"Auto-Submitted is {word[:40]!r}"
+    for name in _REPLIED:
+        if mail.raw_values(name):
+            return f"{name} marks an automatic reply"
+    for value in mail.raw_values("X-Auto-Response-Suppress"):
+        if {word.strip().lower() for word in value.split(",")} & _SUPPRESS:
+            return "X-Auto-Response-Suppress asks for no reply"
+    return ""
+
+
+def _list(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> str:
+    for field in mail.header:
+        if field.name.lower().startswith("list-") or field.name.lower() == "mailing-list":
+            return f"{field.name[:40]} marks a mailing list"
+    for value in mail.raw_values("Precedence"):
+        if _COMMENT.sub("", value).strip().lower() in _PRECEDENCES:
+            return f"Precedence is {value.strip().lower()[:40]!r}"
+    return ""
+
+
+def _bounce(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> str:
+    for value in mail.raw_values("Content-Type"):
+        kind = _COMMENT.sub("", value).partition(";")[0].strip().lower()
+        if kind in ("multipart/report", "message/delivery-status", "message/disposition-notification"):
+            return f"the message is a report ({kind})"
+    if any(value.strip() == "<>" for value in mail.raw_values("Return-Path")):
+        return "Return-Path is null"
+    return ""
+
+
+def _addressed(mail: Mail, _sender: str, own: frozenset[str], delimiter: str) -> str:
+    for address in mail.addresses(*_ADDRESSED):
+        if _readings(address.address, delimiter) & own:
+            return ""
+    return "no address of the recipient stands in To, Cc, Bcc or Resent-*"
+
+
+_GUARDS: tuple[Callable[[Mail, str, frozenset[str], str], str], ...] = (
+    _null_sender,
+    _machine,
+    _oneself,
+    _automatic,
+    _list,
+    _bounce,
+    _addressed,
+)
+
+
+def _readings(address: str, delimiter: str) -> frozenset[str]:
+    """Return an address with and without its extension, comparable."""
+    local, domain = split_address(address)
+    if len(local) > 1 and local.startswith('"') and local.endswith('"'):
+        local = re.sub(r"\\(.)", r"\1", local[1:-1])
+    user, _ = split_detail(local, delimiter)
+    end = "@" + domain.lower().rstrip(".") if domain else ""
+    return frozenset({local.lower() + end, user.lower() + end})
+
+
+def answering(mail: Mail, envelope: Envelope, *, delimiter: str = "+") -> str:
+    """Return the address that answers: the recipient before its aliases where that was written to, else after them."""
+    original = own_addresses(envelope.original_recipient, delimiter=delimiter)
+    written = frozenset[str]().union(*(_readings(one.address, delimiter) for one in mail.addresses(*_ADDRESSED)))
+    return envelope.original_recipient if original & written else envelope.recipients[0]
+
+
+def build(
+    mail: Mail, *, sender: str, own: str, subject: str, text: str, now: datetime, message_id: str
+) -> Iterator[bytes]:
+    """Yield the answer, lines ending in CRLF: a text in UTF-8 to the envelope sender, and to nobody else.
+
+    mail: the message answered. sender: its envelope sender. own: the address that answers. subject: "" for `Re: ` and
+    the message's own. now: aware. message_id: without the angle brackets. Source: RFC 3834 section 3.
+    """
+    answered = _MESSAGE_ID.findall(" ".join(mail.raw_values("Message-ID")))[:1]
+    thread = _MESSAGE_ID.findall(" ".join(mail.raw_values("References")))
+    thread = thread or _MESSAGE_ID.findall(" ".join(mail.raw_values("In-Reply-To")))[:1]
+    references = [*[one for one in thread if one not in answered][1 - _MOST_REFERENCES :], *answered]
+    about = " ".join((subject or _answered(mail.subject or "")).split())[:_LONGEST_SUBJECT]
+    fields = [
+        ("From", _one_line(own)),
+        ("To", _one_line(sender)),
+        ("Subject", HeaderText.encode(about).replace("?= =?", "?=\r\n =?")),
+        ("Date", format_datetime(now)),
+        ("Message-ID", f"<{message_id}>"),
+        ("In-Reply-To", "".join(answered)),
+        ("References", "\r\n ".join(references)),
+        ("Auto-Submitted", "auto-replied"),
+        ("X-Auto-Response-Suppress", "All"),
+        ("MIME-Version", "1.0"),
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Transfer-Encoding", "quoted-printable"),
+    ]
+    for name, value in fields:
+        if value:
+            yield f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
+    yield b"\r\n"
+    lines = text.encode("utf-8", "replace").replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
+    yield quopri.encodestring(lines + b"\n").replace(b"\n", b"\r\n")
+
+
+def _answered(subject: str) -> str:
+    """Return the subject of an answer: one `Re: `, however many stand there."""
+    return "Re: " + re.sub(r"^(?:\s*re\s*:)+\s*", "", subject, flags=re.IGNORECASE)
+
+
+def _one_line(address: str) -> str:
+    """Return an envelope address as a header holds it: nothing in it can end the line."""
+    return re.sub(r"[\x00-\x1f\x7f]", "?", address)

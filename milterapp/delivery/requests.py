@@ -1,0 +1,32 @@
+"""What monitor, agent and submit may say to each other: the kinds of datagrams, each with its tags.
+
+Must never: import anything but the standard library; the monitor reads with these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+__all__ = ["ANSWER", "ENVELOPE", "JOB", "REQUESTS", "RESPONSES", "printable"]
+
+JOB: Mapping[str, Collection[str]] = {
+    "JOB": ("sender", "recipient", "original", "queue_id", "client", "extension"),
+}
+ANSWER: Mapping[str, Collection[str]] = {"ANSWER": ("status", "text", "event")}
+ENVELOPE: Mapping[str, Collection[str]] = {"ENVELOPE": ("sender", "recipient", "original", "queue_id", "user")}
+REQUESTS: Mapping[str, Collection[str]] = {
+    "KEEP": (),
+    "FORWARD": ("to", "step"),
+    "REPLY": ("rule", "subject", "text", "step"),
+}
+RESPONSES: Mapping[str, Collection[str]] = {"DONE": ("queue_id",), "REFUSED": ("text",), "FAILED": ("text",)}
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Return the text as one line of printable ASCII of at most `limit` characters, anything else as `?`.
+
+    It is for answers: pipe(8) gives them to the sender, where a charset would have to be declared.
+    """
+    one_line = " ".join(text.split())
+    safe = "".join(char if " " <= char <= "~" else "?" for char in one_line)
+    return safe if len(safe) <= limit else safe[: limit - 3].rstrip() + "..."

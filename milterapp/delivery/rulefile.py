@@ -1,0 +1,191 @@
+"""Opening what a user wrote: the home, the rule file and the lists beside it, as that user, checked on the descriptor.
+
+Must never: follow a link below the home, block on what is no file, or read a rule file that anybody but its user (or
+root) could have written. Source: OpenSMTPD's secure_file(), sendmail's .forward checks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from milterapp.rules.load import load
+from milterapp.rules.policy import Policy
+from milterapp.rules.problem import Place, Problem
+
+__all__ = ["Loaded", "RuleFile", "UnavailableError", "UnsafeError", "open_home"]
+
+_LIMIT = 1024 * 1024  # bytes of a rule file, and of each list
+_NO_HOME = frozenset({"", "/nonexistent", "/dev/null"})  # what passwd(5) writes for accounts without a home
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_TEMPORARY = frozenset({
+    errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.EINTR,
+    errno.ETIMEDOUT, errno.ENODEV, errno.EHOSTDOWN, errno.ENOTCONN, errno.ECONNREFUSED, errno.EAGAIN,
+})  # fmt: skip
+
+_LINKS = {
+    errno.ELOOP: "is a symbolic link, expected the file itself",
+    errno.ENOTDIR: "lies below what is no folder, or a symbolic link",
+    errno.ENXIO: "is no plain file",
+}
+
+Stamp = tuple[int, int, int, int, int]
+
+
+class UnavailableError(Exception):
+    """The home or the rules cannot be read now: temporary, whatever the rules may say. str() is for the log."""
+
+
+class UnsafeError(Exception):
+    """A file that must not be read as rules; str() says what was found and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a user's rule file gave. policy None: no rule file (no problems), or one that cannot be used (problems)."""
+
+    policy: Policy | None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def broken(self) -> bool:
+        """Tell whether there are rules that cannot be used."""
+        return self.policy is None and bool(self.problems)
+
+
+@contextmanager
+def open_home(home: str, uid: int) -> Iterator[int | None]:
+    """Give a descriptor of the home; None for an account that has none. Raises UnavailableError."""
+    if home in _NO_HOME:
+        yield None
+        return
+    try:
+        descriptor = os.open(home, _FOLDER)
+    except OSError as error:
+        raise UnavailableError(f"home: {error.strerror}") from error
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid not in (uid, 0):
+            raise UnavailableError("home: belongs to another user")
+        if found.st_mode & stat.S_ISVTX:
+            raise UnavailableError("home: sticky, so its user is changing something (chmod -t when done)")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+class RuleFile:
+    """The rules of one user, loaded again only when a file they were read from changed."""
+
+    def __init__(self, path: str, uid: int) -> None:
+        """Take the path as settings.personal_rules gives it: below the home, or absolute."""
+        self._uid = uid
+        self._absolute = path.startswith("/")
+        *self._folders, self._name = [name for name in path.split("/") if name not in ("", ".")]
+        self._shown = path if self._absolute else f"~/{path}"
+        self._stamps: dict[str, Stamp] = {}
+        self._loaded: Loaded | None = None
+
+    def load(self, home: int) -> Loaded:
+        """Return the rules as they stand now. home: a descriptor. Raises UnavailableError."""
+        loaded, self._loaded = self._loaded, None
+        try:
+            with self._folder(home) as (folder, fault):
+                if loaded is None or fault or not self._unchanged(folder):
+                    self._stamps = {}
+                    source = self._read(folder, self._name)
+                    if fault:
+                        raise UnsafeError(fault)
+                    loaded = Loaded(*load(source, self._shown, site=False, read_list=self._lists(folder)))
+        except FileNotFoundError:
+            return Loaded(None)
+        except UnsafeError as error:
+            return self._unusable(str(error))
+        except OSError as error:
+            if error.errno in _TEMPORARY:
+                raise UnavailableError(f"{self._shown}: {error.strerror}") from error
+            return self._unusable(_LINKS.get(error.errno or 0) or f"cannot be opened: {error.strerror}")
+        if loaded.policy is not None:
+            self._loaded = loaded
+        return loaded
+
+    def _unusable(self, text: str) -> Loaded:
+        return Loaded(None, (Problem(Place(self._shown), text),))
+
+    @contextmanager
+    def _folder(self, home: int) -> Iterator[tuple[int, str]]:
+        """Give the rule file's folder, and what is wrong with it or a folder above it, "" for nothing."""
+        here = os.open("/", _FOLDER) if self._absolute else os.dup(home)
+        try:
+            fault = self._folder_fault(here, "/" if self._absolute else "the home")
+            for name in self._folders:
+                there = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
+                os.close(here)
+                here = there
+                fault = fault or self._folder_fault(here, f"the folder {name!r}")
+            yield here, fault
+        finally:
+            os.close(here)
+
+    def _folder_fault(self, descriptor: int, name: str) -> str:
+        found = os.fstat(descriptor)
+        if found.st_uid not in (self._uid, 0):
+            return f"{name} belongs to another user"
+        if found.st_mode & 0o022:
+            return f"{name} can be written by others, expected: chmod go-w"
+        return ""
+
+    def _read(self, folder: int, name: str) -> bytes:
+        """Return what a file holds, remembering its stamp. Raises UnsafeError or OSError."""
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            found = os.fstat(descriptor)
+            for fault, remedy in _FAULTS:
+                if fault(found, self._uid):
+                    raise UnsafeError(remedy)
+            parts, size = [], 0
+            while size <= _LIMIT and (chunk := os.read(descriptor, _LIMIT + 1 - size)):
+                parts.append(chunk)
+                size += len(chunk)
+            if size > _LIMIT:
+                raise UnsafeError(_TOO_LONG)
+            self._stamps[name] = _stamp(found)
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
+
+    def _lists(self, folder: int) -> Callable[[str], bytes]:
+        """Return what reads a list beside the rules, by its plain name; it raises OSError with the reason."""
+
+        def read_list(name: str) -> bytes:
+            if "/" in name or name in ("", ".", ".."):
+                raise OSError(errno.EINVAL, "a list is a file beside the rules, its name without '/'")
+            try:
+                return self._read(folder, name)
+            except UnsafeError as error:
+                raise OSError(errno.EPERM, str(error)) from error
+
+        return read_list
+
+    def _unchanged(self, folder: int) -> bool:
+        return bool(self._stamps) and all(
+            _stamp(os.stat(name, dir_fd=folder, follow_symlinks=False)) == stamp for name, stamp in self._stamps.items()
+        )
+
+
+_TOO_LONG = f"the file is larger than {_LIMIT} bytes"
+_FAULTS: tuple[tuple[Callable[[os.stat_result, int], bool], str], ...] = (
+    (lambda found, _: not stat.S_ISREG(found.st_mode), "is no plain file"),
+    (lambda found, uid: found.st_uid not in (uid, 0), "belongs to another user"),
+    (lambda found, _: bool(found.st_mode & 0o022), "can be written by others, expected: chmod go-w"),
+    (lambda found, _: found.st_nlink != 1, "has a second name (hard link), expected one"),
+    (lambda found, _: found.st_size > _LIMIT, _TOO_LONG),
+)
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

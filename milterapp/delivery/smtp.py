@@ -1,0 +1,149 @@
+"""One message over SMTP to Postfix's own smtpd, on a unix-domain socket (RFC 5321, RFC 6152, RFC 6531).
+
+Must never: take anything but a 250 at the end of the data for success, change a byte of a message but its line ends,
+or let an address leave its brackets.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+__all__ = ["AddressError", "SmtpError", "Transaction", "path", "send", "wire_form"]
+
+_MOST_REPLY = 16 * 1024  # bytes of one reply
+_LONGEST_ADDRESS = 1000  # bytes; smtpd's line_length_limit is 2048
+_QUEUED = re.compile(r"queued as ([0-9A-Za-z]{1,64})\b")
+_DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*")
+_QUOTED = re.compile(r'"(?:[^\x00-\x1f\x7f"\\]|\\[^\x00-\x1f])*"')
+_LINE_END = re.compile(rb"\r?\n")
+
+
+class SmtpError(Exception):
+    """Postfix did not take the message, or nobody knows; always temporary. str() holds its reply, if there was one."""
+
+
+class AddressError(ValueError):
+    """An address that cannot stand in an SMTP command: a line end or NUL in it, too long, or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Who sends to whom. sender: "" for the null sender. eight_bit: the message holds bytes above 127."""
+
+    sender: str
+    recipient: str
+    eight_bit: bool = True
+
+
+def path(address: str) -> bytes:
+    """Return an address as SMTP's path, in angle brackets, its local part quoted where it must be.
+
+    A local part that is well quoted already is left as it is. Raises AddressError.
+    """
+    local, at, domain = address.rpartition("@")
+    if not at:
+        local, domain = domain, ""
+    if local and not _DOT_STRING.fullmatch(local) and not _QUOTED.fullmatch(local):
+        local = '"' + re.sub(r'(["\\\x7f])', r"\\\1", local) + '"'
+    data = f"<{local}{at}{domain}>".encode("utf-8", "surrogateescape")
+    if re.search(rb"[\x00\r\n]", data) or re.search(r"[\x00-\x20<>\"\\]", domain):
+        raise AddressError("an address holds what ends a command or its brackets")
+    if len(data) > _LONGEST_ADDRESS:
+        raise AddressError(f"an address of {len(data)} bytes, more than {_LONGEST_ADDRESS}")
+    return data
+
+
+def wire_form(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a message as DATA takes it: lines end in CRLF, a leading dot is doubled, a lone dot ends it."""
+    at_start = True
+    held = b""
+    for part in parts:
+        data = held + part
+        held = b"\r" if data.endswith(b"\r") else b""  # its LF may come with the next part
+        data = data[: len(data) - len(held)]
+        if not data:
+            continue
+        out = _LINE_END.sub(b"\r\n", data)
+        stuffed = out.replace(b"\n.", b"\n..")
+        yield b"." + stuffed if at_start and out.startswith(b".") else stuffed
+        at_start = out.endswith(b"\n")
+    yield held + (b"" if at_start and not held else b"\r\n") + b".\r\n"
+
+
+def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, timeout: float) -> str:
+    """Send one message to the smtpd at that path; return Postfix's queue id, "" where its reply names none.
+
+    timeout: seconds for each step. Raises SmtpError (every reply but the expected one, a timeout, a lost connection)
+    and AddressError.
+    """
+    sender, recipient = (b"<>" if not transaction.sender else path(transaction.sender)), path(transaction.recipient)
+    if recipient == b"<>":
+        raise AddressError("no recipient")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(address)
+            return _Dialogue(connection).run(sender, recipient, parts, eight_bit=transaction.eight_bit)
+        except OSError as error:
+            raise SmtpError(f"{address}: {error.strerror or error}") from error
+
+
+class _Dialogue:
+    """An SMTP session with one transaction."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+
+    def run(self, sender: bytes, recipient: bytes, parts: Iterable[bytes], *, eight_bit: bool) -> str:
+        self._expect("220", "the greeting")
+        offered = {line.upper() for line in self._ask(b"EHLO localhost", "250")[1:]}
+        parameters = b" BODY=8BITMIME" if eight_bit and "8BITMIME" in offered else b""
+        if not (sender.isascii() and recipient.isascii()) and "SMTPUTF8" in offered:
+            parameters += b" SMTPUTF8"
+        self._ask(b"MAIL FROM:" + sender + parameters, "250")
+        self._ask(b"RCPT TO:" + recipient, "250")
+        self._ask(b"DATA", "354")
+        for part in wire_form(parts):
+            self._connection.sendall(part)
+        reply = " ".join(self._expect("250", "the end of the data"))
+        try:
+            self._connection.sendall(b"QUIT\r\n")
+        except OSError:
+            pass  # the message is Postfix's already
+        found = _QUEUED.search(reply)
+        return found[1] if found else ""
+
+    def _ask(self, command: bytes, wanted: str) -> list[str]:
+        self._connection.sendall(command + b"\r\n")
+        return self._expect(wanted, command[:4].decode("ascii"))
+
+    def _expect(self, wanted: str, what: str) -> list[str]:
+        """Return the lines of the next reply without their code. Raises SmtpError where the code is another."""
+        lines: list[str] = []
+        total = 0
+        while True:
+            line = self._line()
+            total += len(line)
+            if not re.match(r"[2-5][0-9][0-9](?:[ -]|$)", line) or total > _MOST_REPLY:
+                raise SmtpError(f"{what}: not an SMTP reply")
+            lines.append(line[4:])
+            if line[3:4] != "-":
+                break
+        if line[:3] != wanted:
+            raise SmtpError(f"{what}: {line[:3]} {' '.join(lines)[:200]}")
+        return lines
+
+    def _line(self) -> str:
+        while b"\n" not in self._buffer:
+            data = self._connection.recv(4096)
+            if not data:
+                raise SmtpError("Postfix closed the connection")
+            self._buffer += data
+            if len(self._buffer) > _MOST_REPLY:
+                raise SmtpError("a reply without end")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.rstrip(b"\r").decode("utf-8", "replace")

@@ -1,0 +1,195 @@
+"""Filing into a Maildir so that it is durable and happens once, however often it is tried (qmail's maildir(5)).
+
+Must never: follow a link below the home, leave the Maildir, overwrite a file, or return before the message and its
+name are on disk. The name is derived from the journal's key, so a second attempt finds what the first one filed.
+
+Folders are Maildir++: `Lists/Python` is `.Lists.Python`. A dot within a level becomes `_`, what is not ASCII modified
+UTF-7 (RFC 3501 section 5.1.3), and `INBOX` as the first level is the Maildir itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+__all__ = ["Maildir", "Name", "folder_name", "one_line", "stamped"]
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PARTS = ("tmp", "new", "cur")
+_LONGEST = 200  # bytes of a folder's name; file systems allow 255
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f./]")
+_NOT_ASCII = re.compile(r"[^\x20-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The name of a message in a Maildir. at: seconds since 1970 of its prepared record; unique: of key and step."""
+
+    at: int
+    unique: str
+
+    def __str__(self) -> str:
+        return f"{self.at}.{self.unique}.milterapp"
+
+
+@dataclass(frozen=True, slots=True)
+class Maildir:
+    """A Maildir: home is a descriptor, path the names from there (from the root, where it is absolute)."""
+
+    home: int
+    path: str
+
+    def deliver(self, folder: Sequence[str], name: Name, parts: Iterable[bytes], *, fresh: bool) -> bool:
+        """File a message, durably; False where it was there already.
+
+        fresh: nothing of that name can have been filed before, so that `cur` need not be searched. Raises OSError.
+        """
+        with ExitStack() as stack:
+            place = dict(zip(_PARTS, self._open(folder, stack), strict=True))
+            if not fresh and _filed(place["new"], place["cur"], name.unique):
+                os.fsync(place["new"])
+                return False
+            temporary = f"{name}.{os.getpid()}"
+            with suppress(FileNotFoundError):  # a process of that number that did not finish
+                os.unlink(temporary, dir_fd=place["tmp"])
+            descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=place["tmp"])
+            try:
+                try:
+                    for part in parts:
+                        rest = memoryview(part)
+                        while rest:
+                            rest = rest[os.write(descriptor, rest) :]
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                try:
+                    os.link(
+                        temporary, str(name), src_dir_fd=place["tmp"], dst_dir_fd=place["new"], follow_symlinks=False
+                    )
+                    filed = True
+                except FileExistsError:
+                    filed = False
+                os.fsync(place["new"])
+            finally:
+                with suppress(OSError):  # what is left in tmp, readers remove after 36 hours
+                    os.unlink(temporary, dir_fd=place["tmp"])
+            return filed
+
+    def _open(self, folder: Sequence[str], stack: ExitStack) -> list[int]:
+        """Return descriptors of tmp, new and cur of the folder, made where they are missing."""
+
+        def held(descriptor: int) -> int:
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        here = held(os.open("/", _FOLDER)) if self.path.startswith("/") else self.home
+        made = False
+        for level in self.path.split("/"):
+            if level not in ("", "."):
+                if level == "..":
+                    raise OSError(errno.EINVAL, "a Maildir's path must not hold '..'")
+                descriptor, made = _enter(here, level)
+                here = held(descriptor)
+        if made:
+            for part in _PARTS:  # the inbox is whole before any folder of it
+                os.close(_enter(here, part)[0])
+        sub = folder_name(folder)
+        if sub:
+            here = held(_enter(here, sub)[0])
+            _mark_folder(here)
+        return [held(_enter(here, part)[0]) for part in _PARTS]
+
+
+def _enter(parent: int, name: str) -> tuple[int, bool]:
+    """Return a descriptor of a folder, and whether it was made, its name on disk. Raises OSError."""
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent), False
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+        os.fsync(parent)
+        return os.open(name, _FOLDER, dir_fd=parent), True
+
+
+def _mark_folder(folder: int) -> None:
+    """Put the empty file there by which Maildir++ knows a folder from an inbox."""
+    try:
+        os.stat("maildirfolder", dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.close(os.open("maildirfolder", _CREATE, 0o600, dir_fd=folder))
+        os.fsync(folder)
+
+
+def _filed(new: int, cur: int, unique: str) -> bool:
+    """Tell whether a message of that name is there, seen and flagged by its reader or not."""
+    for place in (new, cur, new):  # a reader moves it from new to cur while we look
+        with os.scandir(place) as entries:
+            if any(entry.name.split(".", 2)[1:2] == [unique] for entry in entries):
+                return True
+    return False
+
+
+def folder_name(folder: Sequence[str]) -> str:
+    """Return the name of a Maildir++ folder, "" for the inbox. No level escapes: no `/`, no `.`, no control character.
+
+    A name too long for a file system is cut, and a hash of the whole put behind it.
+    """
+    levels = [_UNSAFE.sub("_", unicodedata.normalize("NFC", level)) for level in folder if level]
+    if levels and levels[0].upper() == "INBOX":
+        del levels[0]
+    if not levels:
+        return ""
+    encoded = "".join("." + _modified_utf7(level) for level in levels)
+    if len(encoded) <= _LONGEST:
+        return encoded
+    mark = "~" + hashlib.sha256("/".join(levels).encode("utf-8", "replace")).hexdigest()[:16]
+    joined = ".".join(levels)
+    while len(cut := "".join("." + _modified_utf7(level) for level in joined.split("."))) + len(mark) > _LONGEST:
+        joined = joined[:-1]
+    return cut + mark
+
+
+def _modified_utf7(text: str) -> str:
+    """Return text as IMAP writes mailbox names (RFC 3501 section 5.1.3)."""
+
+    def shifted(match: re.Match[str]) -> str:
+        data = match[0].encode("utf-16-be", "replace")
+        return "&" + base64.b64encode(data).decode().rstrip("=").replace("/", ",") + "-"
+
+    return _NOT_ASCII.sub(shifted, text.replace("&", "&-"))
+
+
+def stamped(message: bytes, sender: str, recipient: str, original: str) -> list[bytes]:
+    """Return the parts of a message as a mailbox holds it: what came, with the trace fields that are missing.
+
+    Return-Path (RFC 5321 section 4.4), X-Original-To and Delivered-To as Postfix's local(8) writes them.
+    """
+    end = b"\r\n" if message[: message.find(b"\n") + 1].endswith(b"\r\n") else b"\n"
+    header = _header(message)
+    top = re.match(rb"return-path:.*\n(?:[ \t].*\n)*", message, re.IGNORECASE)
+    parts = [top[0] if top else b"Return-Path: <" + one_line(sender) + b">" + end]
+    for field, value in ((b"X-Original-To", original), (b"Delivered-To", recipient)):
+        line = one_line(value)
+        if line and not re.search(rb"(?mi)^" + field + rb":[ \t]*" + re.escape(line) + rb"[ \t]*\r?$", header):
+            parts.append(field + b": " + line + end)
+    parts.append(message[top.end() :] if top else message)
+    return parts
+
+
+def _header(message: bytes) -> bytes:
+    found = re.search(rb"\n\r?\n", message)
+    return message[: found.start() + 1] if found else message
+
+
+def one_line(address: str) -> bytes:
+    """Return an envelope address as bytes that cannot end a header line."""
+    return re.sub(rb"[\x00-\x1f\x7f]", b"?", address.encode("utf-8", "surrogateescape"))

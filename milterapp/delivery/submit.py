@@ -1,0 +1,228 @@
+"""The submit service: the one process that gives Postfix mail, for typed requests about a message it holds itself.
+
+    python -I -m milterapp.delivery.submit JSON
+
+Must never: take a sender, a recipient or a message for `keep` and replies from whoever asks beyond what the envelope
+says; answer DONE before Postfix said 250 and the mark is on disk; send a thing twice that is marked.
+
+SECURITY. It runs as its own account, with group postdrop to reach Postfix's public/ sockets. Connections are taken
+from the monitor's uid alone (SO_PEERCRED); their first datagram binds envelope and sealed message, and whoever gets
+the connection passed on (the recipient's agent) can only ask for what follows from those. Headers are parsed here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from milterapp import log
+from milterapp.delivery import linux, sealed, wire
+from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError, SubmitPolicy
+from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable
+from milterapp.delivery.smtp import AddressError, SmtpError
+from milterapp.mail.envelope import Envelope
+from milterapp.state.database import StateError
+
+__all__ = ["Service", "listen", "main"]
+
+_CONNECTIONS = 100  # at once; the rest wait in the backlog
+_BACKLOG = 128
+_STACK = 1024 * 1024
+_STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
+_LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
+_GROWTH = 1024 * 1024  # bytes by which edits may make a message longer
+_SWEEP = 3600.0  # seconds between two sweeps of old records
+
+
+class Service:
+    """Connections, a thread each. idle: seconds for which a connection may say nothing."""
+
+    def __init__(self, postman: Postman, monitor: int, *, idle: float) -> None:
+        self._postman = postman
+        self._monitor = monitor
+        self._idle = idle
+        self._room = threading.BoundedSemaphore(_CONNECTIONS)
+        self._quiet = threading.Condition()
+        self._requests = 0
+        self._stopping = False
+        self._log = log.get("submit")
+
+    def run(self, listener: socket.socket) -> None:
+        """Take connections until the listener is shut down; then wait for the requests under way."""
+        threading.stack_size(_STACK)
+        swept = time.monotonic()
+        while True:
+            self._room.acquire()
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                self._room.release()
+                break
+            try:
+                uid = wire.peer_uid(connection)
+                if uid != self._monitor:
+                    raise wire.WireError(f"uid {uid} is not the monitor")
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except (wire.WireError, OSError, RuntimeError) as error:
+                self._log.error("connection refused", reason=str(error))
+                connection.close()
+                self._room.release()
+            if time.monotonic() - swept > _SWEEP:
+                swept = time.monotonic()
+                self._sweep()
+        with self._quiet:
+            self._stopping = True
+            self._quiet.wait_for(lambda: self._requests == 0, timeout=_STOPPING)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Count a request under way. Raises WireError where the service stops: the asker defers."""
+        with self._quiet:
+            if self._stopping:
+                raise wire.WireError("stopping")
+            self._requests += 1
+        try:
+            yield
+        finally:
+            with self._quiet:
+                self._requests -= 1
+                self._quiet.notify_all()
+
+    def _sweep(self) -> None:
+        try:
+            self._postman.sweep(int(time.time()))
+        except StateError as error:
+            self._log.error("state", reason=str(error))
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Serve one connection: the envelope, then requests until its end."""
+        try:
+            with connection:
+                connection.settimeout(self._idle)
+                first = wire.receive(connection, ENVELOPE, descriptors=(1,))
+                if first is None:
+                    return
+                try:
+                    self._converse(connection, first)
+                finally:
+                    first.close()
+        except (wire.WireError, sealed.SealError, OSError) as error:
+            self._log.warning("connection closed", reason=str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - a thread's edge: the asker sees the end of the connection and defers
+            self._log.error("internal error", reason=f"{type(error).__name__}: {error}")
+        finally:
+            self._room.release()
+
+    def _converse(self, connection: socket.socket, first: wire.Datagram) -> None:
+        message = first.descriptors[0]
+        size = sealed.measure(message, _LONGEST_READ)
+        envelope = Envelope(
+            sender=first.text("sender"),
+            recipients=(first.text("recipient"),),
+            original_recipient=first.text("original"),
+            queue_id=first.text("queue_id"),
+        )
+        held = Held(envelope, first.text("user"), message, sealed.digest(message))
+        while (request := wire.receive(connection, REQUESTS, descriptors=(0, 1))) is not None:
+            try:
+                for edited in request.descriptors:
+                    sealed.measure(edited, size + _GROWTH)
+                with self._busy():
+                    kind, fields = self._answer(held, request)
+                    wire.send(connection, kind, fields)
+            finally:
+                request.close()
+
+    def _answer(self, held: Held, request: wire.Datagram) -> tuple[str, Mapping[str, str]]:
+        """Return the response to one request, and write its line to the log."""
+        start = time.monotonic()
+        try:
+            queue_id = self._postman.carry(held, request, time.time())
+            kind, fields = "DONE", {"queue_id": queue_id}
+        except RefusedError as refused:
+            kind, fields = "REFUSED", {"text": printable(str(refused))}
+        except (DeferredError, SmtpError, AddressError, StateError, OSError) as error:
+            kind, fields = "FAILED", {"text": printable(str(error) or type(error).__name__)}
+        except Exception as error:  # noqa: BLE001 - the edge of one request: a fault of ours is temporary
+            kind, fields = "FAILED", {"text": printable(f"internal error: {type(error).__name__}")}
+            self._log.error(
+                "internal error", reason=f"{type(error).__name__}: {error}", queue_id=held.envelope.queue_id
+            )
+        self._log.info(
+            request.kind.lower(),
+            queue_id=held.envelope.queue_id,
+            recipient=printable(held.recipient),
+            result=kind.lower(),
+            new_queue_id=fields.get("queue_id", ""),
+            reason=fields.get("text", ""),
+            seconds=round(time.monotonic() - start, 3),
+        )
+        return kind, fields
+
+
+def listen(path: str) -> socket.socket:
+    """Return the listening socket at the path, in place of one that a dead process left; group may connect.
+
+    Raises OSError. The folder decides who gets this far: its group is the monitor's (setgid).
+    """
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.umask(0o117)
+    try:
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+    return listener
+
+
+def main(argv: list[str]) -> int:
+    """Run the service with the site's settings, one JSON object; return an exit code of sysexits(3)."""
+    if len(argv) != 1:
+        sys.stderr.write("usage: python -I -m milterapp.delivery.submit JSON\n")
+        return os.EX_USAGE
+    settings: Mapping[str, Any] = json.loads(argv[0])
+    log.configure(settings["log"])
+    account, monitor = settings["accounts"]["submit"], settings["accounts"]["monitor"]
+    try:
+        monitor_uid = pwd.getpwnam(monitor).pw_uid
+    except KeyError:
+        log.get("submit").error("no such account", account=monitor)
+        return os.EX_NOUSER
+    linux.drop_to_account(account, supplementary=("postdrop",))
+    os.umask(0o077)
+    policy = SubmitPolicy.from_site(settings)
+    try:
+        listener = listen(settings["submit"]["socket"])
+        postman = Postman(policy)
+    except (OSError, StateError) as error:
+        log.get("submit").error("cannot start", reason=str(error))
+        return os.EX_TEMPFAIL
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
+    delivery = settings["delivery"]
+    log.get("submit").info("started", socket=settings["submit"]["socket"])
+    Service(postman, monitor_uid, idle=delivery["deadline"] + delivery["wait"]).run(listener)
+    log.get("submit").info("stopped")
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
