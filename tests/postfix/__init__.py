@@ -1,0 +1,1 @@
+"""Tests on a real Postfix, through the doors that mail takes."""
