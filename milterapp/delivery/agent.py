@@ -24,7 +24,7 @@ from milterapp.delivery import record, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out
 from milterapp.delivery.requests import JOB, printable
-from milterapp.delivery.rulefile import Loaded, RuleFile, UnavailableError, open_home
+from milterapp.delivery.rulefile import Loaded, RuleFile, Unavailable, open_home
 from milterapp.delivery.stores import Maildir
 from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.limits import Limits
@@ -38,7 +38,7 @@ __all__ = ["Agent", "serve"]
 
 _STATE = ".milterapp"  # below the home: the journal, and by default the rules
 _JOURNAL = "journal.sqlite"
-_EVENT = 8 * 1024  # characters of the event an answer carries
+_EVENT = 7500  # characters of the event an answer carries; the log takes 8000
 _SHOWN = ("action", "folder", "to", "copy", "implicit")  # of a delivery, in the event
 _EXPIRE = 3600.0  # seconds between two sweeps of old records
 _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
@@ -98,7 +98,7 @@ class Agent:
         try:
             with socket.socket(fileno=connection) as submit:
                 answer = self._deliver(_arrived(job, message, submit), event)
-        except UnavailableError as error:
+        except Unavailable as error:
             answer = Answer("defer", str(error))
         except _FAULTS as error:
             answer = Answer("defer", str(error) or type(error).__name__)

@@ -17,7 +17,7 @@ from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Place, Problem
 
-__all__ = ["Loaded", "RuleFile", "UnavailableError", "UnsafeError", "open_home"]
+__all__ = ["Loaded", "RuleFile", "Unavailable", "UnsafeError", "open_home"]
 
 _LIMIT = 1024 * 1024  # bytes of a rule file, and of each list
 _NO_HOME = frozenset({"", "/nonexistent", "/dev/null"})  # what passwd(5) writes for accounts without a home
@@ -36,7 +36,7 @@ _LINKS = {
 Stamp = tuple[int, int, int, int, int]
 
 
-class UnavailableError(Exception):
+class Unavailable(Exception):  # noqa: N818 - a state of the world, not an error of anybody
     """The home or the rules cannot be read now: temporary, whatever the rules may say. str() is for the log."""
 
 
@@ -59,20 +59,20 @@ class Loaded:
 
 @contextmanager
 def open_home(home: str, uid: int) -> Iterator[int | None]:
-    """Give a descriptor of the home; None for an account that has none. Raises UnavailableError."""
+    """Give a descriptor of the home; None for an account that has none. Raises Unavailable."""
     if home in _NO_HOME:
         yield None
         return
     try:
         descriptor = os.open(home, _FOLDER)
     except OSError as error:
-        raise UnavailableError(f"home: {error.strerror}") from error
+        raise Unavailable(f"home: {error.strerror}") from error
     try:
         found = os.fstat(descriptor)
         if found.st_uid not in (uid, 0):
-            raise UnavailableError("home: belongs to another user")
+            raise Unavailable("home: belongs to another user")
         if found.st_mode & stat.S_ISVTX:
-            raise UnavailableError("home: sticky, so its user is changing something (chmod -t when done)")
+            raise Unavailable("home: sticky, so its user is changing something (chmod -t when done)")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -91,7 +91,7 @@ class RuleFile:
         self._loaded: Loaded | None = None
 
     def load(self, home: int) -> Loaded:
-        """Return the rules as they stand now. home: a descriptor. Raises UnavailableError."""
+        """Return the rules as they stand now. home: a descriptor. Raises Unavailable."""
         loaded, self._loaded = self._loaded, None
         try:
             with self._folder(home) as (folder, fault):
@@ -107,7 +107,7 @@ class RuleFile:
             return self._unusable(str(error))
         except OSError as error:
             if error.errno in _TEMPORARY:
-                raise UnavailableError(f"{self._shown}: {error.strerror}") from error
+                raise Unavailable(f"{self._shown}: {error.strerror}") from error
             return self._unusable(_LINKS.get(error.errno or 0) or f"cannot be opened: {error.strerror}")
         if loaded.policy is not None:
             self._loaded = loaded

@@ -152,7 +152,7 @@ def folder_name(folder: Sequence[str]) -> str:
     if len(encoded) <= _LONGEST:
         return encoded
     mark = "~" + hashlib.sha256("/".join(levels).encode("utf-8", "replace")).hexdigest()[:16]
-    joined = ".".join(levels)
+    joined = ".".join(levels)[:_LONGEST]
     while len(cut := "".join("." + _modified_utf7(level) for level in joined.split("."))) + len(mark) > _LONGEST:
         joined = joined[:-1]
     return cut + mark

@@ -1,0 +1,83 @@
+"""An SMTP server on a unix-domain socket that keeps what it is given: the other end of submit in these tests."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A message it answered 250 for; commands and data as they came, dots undone."""
+
+    mail: str
+    rcpt: str
+    data: bytes
+    queue_id: str
+
+
+@dataclass
+class SmtpPeer:
+    """Serves any number of sessions, one after the other. refuse: what to answer instead of taking a message."""
+
+    address: str
+    taken: list[Taken] = field(default_factory=list)
+    refuse: str = ""
+    silent: threading.Event | None = None
+
+    def __post_init__(self) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.address)
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rwb", buffering=0) as lines:
+                try:
+                    self._session(lines)
+                except (OSError, ValueError):
+                    pass  # the client hung up
+
+    def _session(self, lines: socket.SocketIO) -> None:
+        def say(text: str) -> None:
+            lines.write(text.encode() + b"\r\n")
+
+        said: dict[str, str] = {}
+        say("220 localhost ESMTP")
+        while line := lines.readline().decode("utf-8", "surrogateescape"):
+            word = line[:4].upper()
+            said[word] = line.rstrip("\r\n")
+            if word == "EHLO":
+                say("250-localhost\r\n250-8BITMIME\r\n250 SMTPUTF8")
+            elif word == "DATA":
+                say("354 go on")
+                data = b""
+                while (piece := lines.readline()) not in (b".\r\n", b""):
+                    data += piece.removeprefix(b".")
+                if self.silent is not None:
+                    self.silent.wait(10)
+                if self.refuse:
+                    say(self.refuse)
+                    continue
+                queue_id = f"4Q{len(self.taken)}"
+                self.taken.append(Taken(said["MAIL"], said["RCPT"], data, queue_id))
+                say(f"250 2.0.0 Ok: queued as {queue_id}")
+            elif word == "QUIT":
+                return
+            else:
+                say("250 2.1.0 Ok")
+
+    def close(self) -> None:
+        """End it."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+        Path(self.address).unlink(missing_ok=True)
