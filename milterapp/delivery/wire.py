@@ -15,10 +15,12 @@ import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LIMIT", "Datagram", "WireError", "decode", "encode", "peer_uid", "receive", "send"]
+__all__ = ["LIMIT", "Datagram", "Fields", "WireError", "decode", "encode", "peer_uid", "receive", "send"]
 
 LIMIT = 64 * 1024  # bytes of one datagram
 _MOST_DESCRIPTORS = 4
+
+Fields = Mapping[str, bytes | str | int]  # what is sent; an int as decimal digits, a str as UTF-8
 
 
 class WireError(Exception):
@@ -50,7 +52,7 @@ class Datagram:
             os.close(fd)
 
 
-def encode(kind: str, fields: Mapping[str, bytes | str | int]) -> bytes:
+def encode(kind: str, fields: Fields) -> bytes:
     """Return the bytes of a datagram. Raises WireError where they exceed LIMIT."""
     out = [kind.encode("ascii"), b"\n"]
     for tag, value in fields.items():
@@ -82,9 +84,7 @@ def decode(data: bytes, known: Mapping[str, Collection[str]], descriptors: tuple
     return Datagram(kind, fields, descriptors)
 
 
-def send(
-    sock: socket.socket, kind: str, fields: Mapping[str, bytes | str | int], descriptors: Sequence[int] = ()
-) -> None:
+def send(sock: socket.socket, kind: str, fields: Fields, descriptors: Sequence[int] = ()) -> None:
     """Send one datagram. Raises WireError (too long) or OSError."""
     data = encode(kind, fields)
     if descriptors:
@@ -99,9 +99,8 @@ def receive(
 ) -> Datagram | None:
     """Return the next datagram, None at the end of the connection.
 
-    Descriptors arrive close-on-exec. Raises WireError where their number is none of
-    `descriptors`, or the datagram is not one
-    of `known`; then all that came are closed. Raises OSError (BlockingIOError included).
+    Descriptors arrive close-on-exec. Raises WireError where their number is none of `descriptors`, or the datagram is
+    not one of `known`; then all that came are closed. Raises OSError (BlockingIOError included).
     """
     room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
     data, ancillary, flags, _ = sock.recvmsg(LIMIT + 1, room, socket.MSG_CMSG_CLOEXEC)

@@ -1,0 +1,272 @@
+"""What the monitor does with each message: receive, resolve, wait for room, agent or hand back, answer.
+
+Must never: read a message, open a file under a home, parse what a user or an agent wrote, answer `ok` for what nobody
+has confirmed. A delivery ends with exactly one answer, or none, which is a deferral too.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from milterapp.delivery import kinds, linux, wire
+from milterapp.delivery.agents import Agents, Room, User, Verdict
+from milterapp.delivery.children import Child, Loop
+from milterapp.delivery.event import Log
+from milterapp.delivery.requests import RESPONSES, printable
+
+__all__ = ["Deliveries", "Phase"]
+
+_RECEIVE, _RESOLVE = 10.0, 30.0  # seconds for the client's datagram, and for NSS
+_NO_ID = 2**32 - 2
+
+
+class Phase(Enum):
+    """How far a delivery is; what is said where it gets no further in time."""
+
+    RECEIVING = "the message did not come"
+    RESOLVING = "the recipient could not be looked up in time"
+    WAITING = "too many deliveries at once"
+    WORKING = "the delivery took too long"
+    HANDING_BACK = "milterapp submit did not answer in time"
+    DONE = "done"
+
+
+_BEGUN = (Phase.WORKING, Phase.HANDING_BACK)  # goes on without its client; the journals know it when Postfix retries
+
+
+@dataclass(slots=True, eq=False)
+class _Delivery:
+    """One message for one recipient. message: the sealed memfd, -1 before it came; user: None to hand back."""
+
+    number: int
+    connection: socket.socket | None
+    since: float
+    until: float
+    phase: Phase = Phase.RECEIVING
+    envelope: Mapping[str, bytes] = field(default_factory=dict)
+    message: int = -1
+    asked: bool = False
+    user: User | None = None
+    extension: str = ""
+    submit: socket.socket | None = None
+    obstacle: str = Phase.WAITING.value
+
+
+class Deliveries:
+    """All of them. settings: as in `dataclasses.asdict(Settings())`."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], loop: Loop, resolver: Child, agents: Agents, log: Log,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._own, self._submit_path = settings["delivery"], settings["submit"]["socket"]
+        self._loop, self._resolver, self._agents, self._log, self._clock = loop, resolver, agents, log, clock
+        self._all: dict[int, _Delivery] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    # the client
+
+    def accept(self, connection: socket.socket) -> None:
+        """Begin with a connection whose peer may deliver."""
+        self._last += 1
+        now = self._clock()
+        delivery = _Delivery(self._last, connection, now, now + _RECEIVE)
+        self._all[delivery.number] = delivery
+        self._loop.watch(connection, lambda: self._client(delivery, connection), lambda why: self._drop(delivery, why))
+
+    def _client(self, delivery: _Delivery, connection: socket.socket) -> None:
+        """Take the one datagram that a client sends, or its leaving. Raises WireError, OSError."""
+        datagram = wire.receive(connection, kinds.DELIVER, descriptors=(1,))
+        if datagram is None:
+            self._drop(delivery, "the client left")
+            return
+        fd = datagram.descriptors[0]
+        complete = set(datagram.fields) == set(kinds.DELIVER["DELIVER"])
+        if delivery.phase is not Phase.RECEIVING or not complete or not linux.is_sealed(fd) or not os.fstat(fd).st_size:
+            datagram.close()
+            raise wire.WireError("no whole sealed message with its envelope")
+        delivery.message, delivery.envelope = fd, datagram.fields
+        self._enter(delivery, Phase.RESOLVING, _RESOLVE)
+        self._ask(delivery)
+
+    def _drop(self, delivery: _Delivery, why: str) -> None:
+        """Answer no more, which defers; end what has not begun."""
+        self._log("warning", "dropped", queue_id=delivery.envelope.get("queue_id"), error=why)
+        self._hang_up(delivery)
+        if delivery.phase not in _BEGUN:
+            self._forget(delivery)
+
+    # the recipient
+
+    def _ask(self, delivery: _Delivery) -> None:
+        """Ask the resolver, as soon as there is one."""
+        if self._resolver.control is not None:
+            self._resolver.send("RESOLVE", {"id": delivery.number, "recipient": delivery.envelope["recipient"]})
+            delivery.asked = True
+
+    def from_resolver(self, datagram: wire.Datagram) -> None:
+        """Take what the resolver says of a recipient. Raises WireError."""
+        delivery = self._all.get(datagram.number("id"))
+        if delivery is None or delivery.phase is not Phase.RESOLVING:
+            return
+        if datagram.kind == "FAILED":
+            self._finish(delivery, Verdict("defer", datagram.text("text")))
+            return
+        if datagram.kind == "USER":
+            user = User(datagram.text("name"), datagram.number("uid"), datagram.number("gid"), datagram.text("home"))
+            if self._above_floors(user):
+                delivery.user, delivery.extension = user, datagram.text("extension")
+        self._enter(delivery, Phase.WAITING, self._own["wait"])
+
+    def resolver_lost(self) -> None:
+        """Defer what waited for it: the recipient may be what killed it."""
+        for delivery in list(self._all.values()):
+            if delivery.phase is Phase.RESOLVING and delivery.asked:
+                self._defer(delivery, "the resolver ended")
+
+    def _above_floors(self, user: User) -> bool:
+        low_uid, low_gid = max(self._own["min_uid"], 1), max(self._own["min_gid"], 1)
+        gids = set(self._own["gids"]) - {0}
+        return low_uid <= user.uid < _NO_ID and (low_gid <= user.gid < _NO_ID or user.gid in gids)
+
+    # the work
+
+    def dispatch(self) -> None:
+        """Begin what can be begun, in the order in which it came."""
+        full = 0
+        back = sum(delivery.phase is Phase.HANDING_BACK for delivery in self._all.values())
+        for delivery in list(self._all.values()):
+            if delivery.phase is Phase.RESOLVING and not delivery.asked:
+                self._ask(delivery)
+            if delivery.phase is not Phase.WAITING:
+                continue
+            if delivery.user is None:
+                room = Room.NOW if back < self._own["agents"] else Room.BUSY
+                back += 1
+            else:
+                room = self._agents.room(delivery.user)
+            full += room is Room.FULL
+            delivery.obstacle = Phase.WAITING.value
+            if room is Room.NOW:
+                self._begin(delivery)
+        self._agents.make_room(full)
+
+    def _begin(self, delivery: _Delivery) -> None:
+        """Connect to submit, then hand over to the agent, or ask for the hand-back; where that fails, go on waiting."""
+        delivery.submit = submit = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        delivery.obstacle = "milterapp submit does not answer"
+        known = {tag: delivery.envelope[tag] for tag in ("sender", "recipient", "original", "queue_id")}
+        try:
+            submit.connect(self._submit_path)
+            name = delivery.user.name if delivery.user else ""
+            wire.send(submit, "ENVELOPE", {**known, "user": name}, (delivery.message,))
+            if delivery.user is None:
+                wire.send(submit, "KEEP", {})
+                self._enter(delivery, Phase.HANDING_BACK, self._own["deadline"])
+                self._loop.watch(
+                    submit, lambda: self._handed_back(delivery, submit), lambda why: self._defer(delivery, why)
+                )
+                return
+            delivery.obstacle = "no agent can be started"
+            job: dict[str, bytes | str | int] = {
+                **known,
+                "client": delivery.envelope["client"],
+                "extension": delivery.extension,
+            }
+            descriptors = (delivery.message, submit.fileno())
+            self._agents.give(delivery.user, job, descriptors, lambda verdict: self._finish(delivery, verdict))
+            self._enter(delivery, Phase.WORKING, float("inf"))  # the pool keeps that deadline
+        except (OSError, wire.WireError) as error:
+            delivery.obstacle += f": {error}"
+        self._close_submit(delivery)  # the agent has its own
+
+    def _handed_back(self, delivery: _Delivery, submit: socket.socket) -> None:
+        datagram = wire.receive(submit, RESPONSES)
+        if datagram is None:
+            self._defer(delivery, "milterapp submit gave up")
+        elif datagram.kind == "DONE":
+            self._finish(delivery, Verdict("ok", f"handed back as {datagram.text('queue_id')}"))
+        else:
+            self._defer(delivery, datagram.text("text"))
+
+    # the end
+
+    def tick(self) -> bool:
+        """Keep the deadlines. Return False where the resolver did not answer in time."""
+        now, well = self._clock(), True
+        for delivery in list(self._all.values()):
+            if delivery.until > now:
+                continue
+            well = well and delivery.phase is not Phase.RESOLVING
+            if delivery.phase is Phase.RECEIVING:
+                self._drop(delivery, delivery.phase.value)
+            else:
+                waits = delivery.phase is Phase.WAITING
+                self._defer(delivery, delivery.obstacle if waits else delivery.phase.value)
+        return well
+
+    def stop(self) -> None:
+        """Defer what has not begun."""
+        for delivery in list(self._all.values()):
+            if delivery.phase not in _BEGUN:
+                self._defer(delivery, "milterapp is stopping")
+
+    def _enter(self, delivery: _Delivery, phase: Phase, seconds: float) -> None:
+        if delivery.phase is not Phase.DONE:
+            delivery.phase, delivery.until = phase, self._clock() + seconds
+
+    def _defer(self, delivery: _Delivery, why: str) -> None:
+        self._finish(delivery, Verdict("defer", why))
+
+    def _finish(self, delivery: _Delivery, verdict: Verdict) -> None:
+        """Answer the client, log it in one line, and forget it."""
+        text = printable(verdict.text, 600)
+        if verdict.status == "reject" and not text.startswith("5."):
+            text = f"5.7.1 {text}"
+        answered = False
+        if delivery.connection is not None:
+            try:
+                wire.send(delivery.connection, "ANSWER", {"status": verdict.status, "text": text})
+                answered = True
+            except (OSError, wire.WireError):
+                pass  # the client is gone; Postfix asks again, and the journals know
+        envelope, original = delivery.envelope, delivery.envelope.get("original")
+        self._log(
+            "warning" if verdict.status == "defer" else "info", "delivery",
+            queue_id=envelope.get("queue_id"), sender=envelope.get("sender"), recipient=envelope.get("recipient"),
+            original=original if original != envelope.get("recipient") else None,
+            user=delivery.user.name if delivery.user else None, status=verdict.status, text=text or None,
+            seconds=round(self._clock() - delivery.since, 3), answered=None if answered else False,
+            warm=verdict.warm, decided=verdict.decided,
+        )  # fmt: skip
+        self._hang_up(delivery)
+        self._forget(delivery)
+
+    def _hang_up(self, delivery: _Delivery) -> None:
+        if delivery.connection is not None:
+            self._loop.unwatch(delivery.connection)
+            delivery.connection.close()
+            delivery.connection = None
+
+    def _close_submit(self, delivery: _Delivery) -> None:
+        if delivery.submit is not None:
+            self._loop.unwatch(delivery.submit)
+            delivery.submit.close()
+            delivery.submit = None
+
+    def _forget(self, delivery: _Delivery) -> None:
+        self._all.pop(delivery.number, None)
+        delivery.phase = Phase.DONE
+        self._close_submit(delivery)
+        if delivery.message >= 0:
+            os.close(delivery.message)
+            delivery.message = -1

@@ -1,0 +1,256 @@
+"""Where agents come from: a process with the rule code imported, which forks, drops to the recipient's ids and serves.
+
+Must never: run any rule code before the drop, read anything but the monitor's fixed requests, take an id below the
+site's floors (seccomp refuses it too), have a thread.
+
+SECURITY: it holds CAP_SETUID and CAP_SETGID, as the monitor does, and parses two datagrams of numbers. A child gives
+up ids, groups, capabilities and descriptors, and proves it, before the first line of code that knows of mail runs.
+It has no CAP_KILL: an agent is killed by a child that takes the agent's uid first.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from milterapp.delivery import kinds, linux, seccomp, wire
+from milterapp.delivery.event import Log
+
+__all__ = ["LIMITS", "Floors", "Zygote", "main", "start"]
+
+LIMITS: Mapping[int, int] = {
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_AS: 2 << 30,
+    resource.RLIMIT_FSIZE: 1 << 30,
+    resource.RLIMIT_NOFILE: 256,
+    resource.RLIMIT_NPROC: 512,  # of all processes of that uid
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+}
+_GRACE = 2.0  # seconds for agents to end by themselves once the monitor is gone
+_NO_ID = 2**32 - 2
+_FAILED = 75  # a child's status where the drop failed
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+Serve = Callable[[socket.socket, str, str], None]  # control, home, user; runs in the child, after the drop
+
+
+@dataclass(frozen=True, slots=True)
+class Floors:
+    """The least ids that an agent may have; gids: lower ones that it may have as well."""
+
+    min_uid: int
+    min_gid: int
+    gids: frozenset[int] = frozenset()
+
+    @classmethod
+    def from_site(cls, settings: Mapping[str, Any]) -> Floors:
+        """Return the floors of `dataclasses.asdict(Settings())`, or of that as JSON."""
+        delivery = settings["delivery"]
+        return cls(delivery["min_uid"], delivery["min_gid"], frozenset(delivery["gids"]))
+
+    def allow(self, uid: int, gid: int) -> bool:
+        """Return whether an agent may have these ids; never root's, whatever the settings say."""
+        return max(self.min_uid, 1) <= uid < _NO_ID and (max(self.min_gid, 1) <= gid < _NO_ID or gid in self.gids - {0})
+
+    def filter(self) -> bytes:
+        """Return the seccomp filter that says the same."""
+        return seccomp.service(self.min_uid, self.min_gid, self.gids)
+
+
+class Zygote:
+    """The loop: spawn and kill as the monitor asks, tell it who ended."""
+
+    def __init__(self, control: socket.socket, floors: Floors, serve: Serve, log: Log) -> None:
+        self._control, self._floors, self._serve, self._log = control, floors, serve, log
+        self._children: dict[int, tuple[int, int]] = {}  # pid to uid and gid
+        self._errands: set[int] = set()  # children that only kill
+        self._wake, self._woken = socket.socketpair()
+        for end in (self._wake, self._woken):
+            end.setblocking(False)  # noqa: FBT003 - the name of the method says it
+
+    def run(self) -> None:
+        """Serve until the monitor closes the connection; then end every child. Raises WireError, OSError."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else lambda *_: None)
+        signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        try:
+            while True:
+                ready = {fd for fd, _ in poll.poll()}
+                if self._wake.fileno() in ready:
+                    self._wake.recv(4096)
+                    self._reap()
+                if self._control.fileno() in ready and not self._request():
+                    return
+        finally:
+            self._end()
+
+    def _request(self) -> bool:
+        """Carry out one request; return False at the end of the connection."""
+        datagram = wire.receive(self._control, kinds.TO_ZYGOTE, descriptors=(0, 1))
+        if datagram is None:
+            return False
+        try:
+            if datagram.kind == "KILL" and not datagram.descriptors:
+                self._kill(datagram)
+            elif datagram.kind == "SPAWN" and len(datagram.descriptors) == 1:
+                self._spawn(datagram)
+            else:
+                raise wire.WireError(f"{datagram.kind} with {len(datagram.descriptors)} descriptors")
+        finally:
+            datagram.close()
+        return True
+
+    def _spawn(self, datagram: wire.Datagram) -> None:
+        number, uid, gid = datagram.number("id"), datagram.number("uid"), datagram.number("gid")
+        if not self._floors.allow(uid, gid):
+            self._tell("FAILED", id=number, text=f"uid {uid} or gid {gid} is below the floor")
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._tell("FAILED", id=number, text=f"fork: {error.strerror}")
+            return
+        if pid == 0:
+            self._child(datagram, uid, gid)
+        self._children[pid] = (uid, gid)
+        self._tell("SPAWNED", id=number, pid=pid)
+
+    def _child(self, datagram: wire.Datagram, uid: int, gid: int) -> NoReturn:
+        """Be an agent. Whatever goes wrong, this process ends here."""
+        try:
+            drop(uid, gid, datagram.descriptors[0])
+            control = socket.socket(fileno=3)
+            self._serve(control, datagram.text("home"), datagram.text("name"))
+        except BaseException as error:  # noqa: BLE001 - a forked child must not return into its parent's loop
+            self._log("error", "no agent", uid=uid, error=f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(_FAILED)
+
+    def _kill(self, datagram: wire.Datagram) -> None:
+        """Kill an agent and its process group, as its uid.
+
+        A pid that is not our child's is the monitor's own, adopted from a zygote that died; any other has ended and
+        its number may be somebody else's by now.
+        """
+        pid, uid, gid = datagram.number("pid"), datagram.number("uid"), datagram.number("gid")
+        ids = self._children.get(pid) or ((uid, gid) if datagram.number("adopted") else None)
+        if pid > 1 and ids is not None and self._floors.allow(*ids):
+            self._kill_as(pid, *ids)
+
+    def _kill_as(self, pid: int, uid: int, gid: int) -> None:
+        errand = os.fork()
+        if errand:
+            self._errands.add(errand)
+            return
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            for target in (-pid, pid):
+                try:
+                    os.kill(target, signal.SIGKILL)
+                except OSError:
+                    pass  # it has ended, or not yet become that uid; the monitor asks again
+        finally:
+            os._exit(0)
+
+    def _reap(self) -> None:
+        while self._children or self._errands:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._errands.discard(pid)
+            if self._children.pop(pid, None) is not None:
+                self._tell("EXITED", pid=pid, status=os.waitstatus_to_exitcode(status) & 0xFF)
+
+    def _tell(self, kind: str, **fields: int | str) -> None:
+        wire.send(self._control, kind, fields)
+
+    def _end(self) -> None:
+        """Leave no agent behind: without a monitor nobody keeps their deadlines."""
+        until = time.monotonic() + _GRACE
+        while self._children and time.monotonic() < until + _GRACE:
+            if time.monotonic() > until:
+                for pid, ids in self._children.items():
+                    self._kill_as(pid, *ids)
+            time.sleep(0.05)
+            for pid in list(self._children):
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    del self._children[pid]
+
+
+def drop(uid: int, gid: int, control: int) -> None:
+    """Give up everything but these ids and one descriptor, which becomes 3. Raises: then the process must end."""
+    signal.set_wakeup_fd(-1)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    if control != 3:
+        os.dup2(control, 3, inheritable=False)
+    linux.close_from(4)
+    linux.become(uid, gid)
+    linux.undumpable()
+    linux.limit(LIMITS)
+    seccomp.install(seccomp.agent())
+    os.umask(0o077)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+
+
+def start(argv: list[str], load: Callable[[Mapping[str, Any]], Serve]) -> int:
+    """Run as the monitor's child: descriptor 3 is its connection, argv[1] the settings as JSON.
+
+    load: imports what an agent needs, once, and returns what serves in the child.
+    """
+    settings = json.loads(argv[1])
+    log = Log("zygote", settings["log"])
+    floors = Floors.from_site(settings)
+    if not seccomp.filtered():
+        seccomp.install(floors.filter())
+    serve = load(settings)
+    gc.collect()
+    gc.freeze()  # what is here stays shared with the agents
+    with socket.socket(fileno=3) as control:
+        try:
+            Zygote(control, floors, serve, log).run()
+        except (wire.WireError, OSError) as error:
+            log("error", "stopped", error=str(error))
+            return os.EX_TEMPFAIL
+    return os.EX_OK
+
+
+def _load(settings: Mapping[str, Any]) -> Serve:
+    from milterapp.delivery import agent
+    from milterapp.delivery.agent_settings import AgentSettings
+
+    own = AgentSettings.from_site(settings)
+    return lambda control, home, user: agent.serve(control, own, home, user)
+
+
+def main(argv: list[str]) -> int:
+    """Run the zygote with the real agent."""
+    return start(argv, _load)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,219 @@
+"""A monitor with everything around it, as processes of their own: what the tests of monitor and pipe begin with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from milterapp.delivery import pipe, wire
+from milterapp.delivery.requests import ENVELOPE, REQUESTS
+from milterapp.settings import Accounts, DeliverySettings, Settings, SubmitSettings
+
+MONITOR, PIPE, STRANGER = 20009, 20008, 20007
+PIPE_PROGRAM = pipe.__file__
+STANDIN = str(Path(__file__).with_name("standin.py"))
+MESSAGE = b"From: a@example.org\n\nhello\n"
+
+
+class Submit(threading.Thread):
+    """A submit that takes every request, tells what came, and answers what the test says."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self.requests: list[tuple[str, str, str, bytes]] = []  # kind, recipient, user, message
+        self.answer: tuple[str, dict[str, str]] = ("DONE", {"queue_id": "NEW"})
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(path)
+        os.chmod(path, 0o666)
+        self._listener.listen(64)
+        self.start()
+
+    def run(self) -> None:
+        """Serve every connection in a thread of its own."""
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            envelope = wire.receive(connection, ENVELOPE, descriptors=(1,))
+            if envelope is None:
+                return
+            message = os.pread(envelope.descriptors[0], 1 << 20, 0)
+            envelope.close()
+            while (request := wire.receive(connection, REQUESTS, descriptors=(0, 1))) is not None:
+                request.close()
+                self.requests.append((request.kind, envelope.text("recipient"), envelope.text("user"), message))
+                wire.send(connection, self.answer[0], self.answer[1])
+
+    def stop(self) -> None:
+        """Refuse from now on."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+class Chain:
+    """The processes. Accounts are bare numbers, so that nothing needs to be made."""
+
+    def __init__(self, **delivery: Any) -> None:
+        self.folder = tempfile.mkdtemp(prefix="milterapp-chain-")
+        os.chmod(self.folder, 0o755)
+        os.mkdir(f"{self.folder}/monitor")
+        os.chown(f"{self.folder}/monitor", MONITOR, PIPE)
+        os.mkdir(f"{self.folder}/submit")
+        self.socket = f"{self.folder}/monitor/socket"
+        settings = Settings(
+            accounts=Accounts(monitor=str(MONITOR), pipe=str(PIPE)),
+            delivery=DeliverySettings(socket=self.socket, **delivery),
+            submit=SubmitSettings(socket=f"{self.folder}/submit/socket"),
+            log="json",
+        )
+        self.submit = Submit(settings.submit.socket)
+        self.log_path = f"{self.folder}/log"
+        self._clients: list[subprocess.Popen[bytes]] = []
+        with open(self.log_path, "wb") as log:
+            self.monitor = subprocess.Popen(
+                [sys.executable, "-I", STANDIN, json.dumps(dataclasses.asdict(settings)), "monitor"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        self.wait("ready")
+
+    def log(self, event: str = "") -> list[dict[str, Any]]:
+        """Return the log lines so far, all or those of one event."""
+        lines = []
+        for line in Path(self.log_path).read_text().splitlines(keepends=True):
+            if not line.startswith("{"):
+                raise AssertionError(f"in the log: {Path(self.log_path).read_text()}")
+            if line.endswith("\n"):
+                lines.append(json.loads(line))
+        return [one for one in lines if not event or one["event"] == event]
+
+    def wait(self, event: str, count: int = 1, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
+        """Return the log line of an event with these fields, once there are `count` of them."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            found = [one for one in self.log(event) if fields.items() <= one.items()]
+            if len(found) >= count:
+                return found[count - 1]
+            time.sleep(0.01)
+        raise AssertionError(f"no {event} {fields} in the log: {Path(self.log_path).read_text()}")
+
+    def client(self, *arguments: str, uid: int = PIPE, message: bytes | None = MESSAGE) -> subprocess.Popen[bytes]:
+        """Start a pipe client with these five arguments; message None: its standard input is left open."""
+        client = subprocess.Popen(
+            ["/usr/bin/python3", "-I", "-S", PIPE_PROGRAM, f"--socket={self.socket}", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            user=uid, group=uid, extra_groups=[],
+        )  # fmt: skip
+        self._clients.append(client)
+        if message is not None:
+            assert client.stdin is not None
+            client.stdin.write(message)
+            client.stdin.close()
+        return client
+
+    def begin(self, recipient: str = "u20001@example.org", queue_id: str = "4ABC") -> subprocess.Popen[bytes]:
+        """Start a delivery."""
+        return self.client("sender@example.org", recipient, recipient, queue_id, "192.0.2.1")
+
+    def end(self, client: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+        """Return exit status and output of a client."""
+        assert client.stdout is not None
+        output = client.stdout.read()
+        client.stdout.close()
+        return client.wait(20), output
+
+    def deliver(self, recipient: str = "u20001@example.org", queue_id: str = "4ABC") -> tuple[int, bytes]:
+        """Deliver and return exit status and output."""
+        return self.end(self.begin(recipient, queue_id))
+
+    def decided(self, count: int = 1, **fields: Any) -> dict[str, Any]:
+        """Return what the agent reported of a delivery."""
+        decided: dict[str, Any] = json.loads(self.wait("delivery", count, **fields)["decided"])
+        return decided
+
+    def connect(self) -> socket.socket:
+        """Return a connection to the monitor, made with the uid of the pipe client."""
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            os.setresgid(PIPE, PIPE, PIPE)
+            os.setresuid(PIPE, PIPE, PIPE)
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            connection.connect(self.socket)
+            socket.send_fds(theirs, [b"x"], [connection.fileno()])
+            os._exit(0)
+        theirs.close()
+        _, descriptors, _, _ = socket.recv_fds(mine, 1, 1)
+        os.waitpid(pid, 0)
+        mine.close()
+        connection = socket.socket(fileno=descriptors[0])
+        connection.settimeout(20)
+        return connection
+
+    def children(self) -> list[int]:
+        """Return the processes that the monitor has, all the way down."""
+        return descendants(self.monitor.pid)
+
+    def close(self) -> None:
+        """Stop everything, and leave nothing."""
+        left = self.children()
+        self.monitor.terminate()
+        try:
+            self.monitor.wait(20)
+        finally:
+            self.monitor.kill()
+            self.monitor.wait()
+            for client in self._clients:
+                client.kill()
+                client.wait()
+                for stream in (client.stdin, client.stdout):
+                    if stream is not None:
+                        stream.close()
+            self.submit.stop()
+            alive = [pid for pid in left if os.path.exists(f"/proc/{pid}") and not wait_gone(pid)]
+            shutil.rmtree(self.folder)
+        assert not alive, f"left running: {alive}"
+
+
+def wait_gone(pid: int, seconds: float = 10.0) -> bool:
+    """Return whether a process ends in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one, its children first."""
+    found: list[int] = []
+    todo: Sequence[int] = [pid]
+    while todo:
+        below = []
+        for one in todo:
+            try:
+                below += [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        found += below
+        todo = below
+    return found

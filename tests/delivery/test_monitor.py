@@ -1,0 +1,290 @@
+"""The monitor as a process among processes: what it hands on, what it refuses, and who answers when something dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from milterapp.delivery import sealed, wire
+from tests.delivery.chain import MESSAGE, MONITOR, STRANGER, Chain, wait_gone
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def chain() -> Iterator[Chain]:
+    """Run a monitor with short deadlines and two agents at most."""
+    chain = Chain(deadline=2.0, wait=3.0, agents=2, idle=30.0)
+    try:
+        yield chain
+    finally:
+        chain.close()
+
+
+def test_the_agent_has_the_recipients_ids_and_the_whole_message(chain: Chain) -> None:
+    """A message reaches an agent that has the recipient's uid, and `ok` is silence and status 0."""
+    assert chain.deliver("u20001+x@example.org") == (0, b"")
+    decided = chain.decided()
+    assert (decided["uid"], decided["size"]) == (20001, len(MESSAGE))
+
+
+def test_a_warm_agent_takes_the_next_message(chain: Chain) -> None:
+    """The second message of a user is served by the process that served the first."""
+    assert [chain.deliver(queue_id=one) for one in ("A", "B")] == [(0, b"")] * 2
+    assert chain.decided(queue_id="A")["pid"] == chain.decided(queue_id="B")["pid"]
+    assert [one["warm"] for one in chain.log("delivery")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("recipient", "queue_id", "want"),
+    [
+        pytest.param("u20001@x", "REJECT", (69, b"5.7.1 not for me really\n"), id="a reject is one line, status 69"),
+        pytest.param("u20001@x", "CRASH", (75, b"4.3.0 the agent ended"), id="an agent that crashes"),
+        pytest.param("u20001@x", "GARBAGE", (75, b"4.3.0 the agent did not answer"), id="an agent that talks nonsense"),
+        pytest.param("u20001@x", "HANG", (75, b"4.3.0 the delivery took too long"), id="an agent that hangs"),
+        pytest.param("u20001@x", "STOP", (75, b"4.3.0 the delivery took too long"), id="an agent that is stopped"),
+        pytest.param("nss@x", "A", (75, b"4.3.0 getpwnam: Connection refused"), id="NSS that fails"),
+        pytest.param("die@x", "A", (75, b"4.3.0 the resolver ended"), id="a recipient that kills the resolver"),
+    ],
+)
+def test_every_fault_is_a_deferral(chain: Chain, recipient: str, queue_id: str, want: tuple[int, bytes]) -> None:
+    """Whatever an agent or the resolver does, pipe(8) is told to try again, and the next message arrives."""
+    status, output = chain.deliver(recipient, queue_id)
+    assert (status, output[: len(want[1])]) == want
+    assert output.count(b"\n") == 1
+    assert chain.deliver(queue_id="NEXT") == (0, b"")
+
+
+@pytest.mark.parametrize("queue_id", ["HANG", "STOP", "FORK"])
+def test_a_deadline_kills_the_agent_and_what_it_forked(chain: Chain, queue_id: str) -> None:
+    """An agent past its deadline is dead, stopped or not, and so are its children."""
+    client = chain.begin(queue_id=queue_id)
+    chain.wait("started", child="zygote")
+    until = time.monotonic() + 10
+    while len(chain.children()) < (4 if queue_id == "FORK" else 3) and time.monotonic() < until:
+        time.sleep(0.01)
+    agents = chain.children()[2:]
+    assert agents
+    assert chain.end(client)[0] == 75
+    assert all(wait_gone(pid) for pid in agents)
+
+
+@pytest.mark.parametrize("recipient", ["nosuch@x", "root@x", "low@x", "disk@x"])
+def test_who_is_no_user_is_handed_back(chain: Chain, recipient: str) -> None:
+    """Unknown users and ids below the floors go back to Postfix unchanged, without an agent."""
+    assert chain.deliver(recipient) == (0, b"")
+    assert chain.submit.requests == [("KEEP", recipient, "", MESSAGE)]
+    assert len(chain.children()) == 2
+
+
+@pytest.mark.parametrize("kind", ["REFUSED", "FAILED"])
+def test_a_hand_back_that_submit_refuses_is_deferred(chain: Chain, kind: str) -> None:
+    """What Postfix does not take back stays in its queue."""
+    chain.submit.answer = (kind, {"text": "552 too large"})
+    assert chain.deliver("nosuch@x") == (75, b"4.3.0 552 too large\n")
+
+
+def test_without_submit_everything_waits_and_is_deferred(chain: Chain) -> None:
+    """No submit is a deferral after the wait, with its name."""
+    chain.submit.stop()
+    status, output = chain.deliver()
+    assert (status, output[:40]) == (75, b"4.3.0 milterapp submit does not answer: ")
+
+
+def test_the_agent_speaks_to_submit_over_the_connection_it_was_given(chain: Chain) -> None:
+    """submit knows the envelope from the monitor; the agent only asks."""
+    assert chain.deliver(queue_id="KEEP") == (0, b"")
+    assert chain.submit.requests == [("KEEP", "u20001@example.org", "u20001", MESSAGE)]
+
+
+def test_more_users_than_agents_take_turns(chain: Chain) -> None:
+    """With two agents at most, warm ones make room for five users, and nobody is deferred."""
+    clients = [chain.begin(f"u{uid}@x", "SLOW" if uid < 20003 else "A") for uid in range(20001, 20006)]
+    assert [chain.end(client) for client in clients] == [(0, b"")] * 5
+
+
+def test_who_waits_too_long_for_an_agent_is_deferred(chain: Chain) -> None:
+    """Where no agent is free in time, the delivery is deferred, and only then."""
+    busy = [chain.begin(f"u{uid}@x", "HANG") for uid in (20001, 20002)]
+    chain.wait("started")
+    for _ in range(2):
+        chain.wait("started")
+    status, _ = chain.deliver("u20003@x", "A")
+    assert status == 0
+    assert [chain.end(client)[0] for client in busy] == [75, 75]
+
+
+def test_one_user_never_has_two_agents(chain: Chain) -> None:
+    """Three messages at once for one user are delivered one after the other, by one process."""
+    clients = [chain.begin(queue_id=one) for one in ("A", "B", "C")]
+    assert [chain.end(client) for client in clients] == [(0, b"")] * 3
+    assert len({chain.decided(queue_id=one)["pid"] for one in "ABC"}) == 1
+
+
+def test_another_uid_is_refused(chain: Chain) -> None:
+    """A peer that is not the pipe client's account gets no answer, and defers."""
+    os.chmod(f"{chain.folder}/monitor", 0o755)
+    client = chain.client("a@x", "u20001@x", "u20001@x", "A", "", uid=STRANGER)
+    assert chain.end(client)[0] == 75
+    chain.wait("refused", uid=STRANGER)
+    assert chain.deliver() == (0, b"")
+
+
+def datagram(**changes: bytes) -> bytes:
+    """Return a good DELIVER with some fields changed."""
+    fields = {"sender": b"", "recipient": b"u20001@x", "original": b"", "queue_id": b"A", "client": b""} | changes
+    return wire.encode("DELIVER", fields)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param(b"NONSENSE\n", [MESSAGE], id="unknown kind"),
+        pytest.param(datagram()[:-5], [MESSAGE], id="cut short"),
+        pytest.param(datagram(uid=b"0"), [MESSAGE], id="unknown field"),
+        pytest.param(b"DELIVER\nsender:0:\n", [MESSAGE], id="missing fields"),
+        pytest.param(datagram(), [], id="no message"),
+        pytest.param(datagram(), [MESSAGE, MESSAGE], id="two messages"),
+        pytest.param(datagram(), [b""], id="empty message"),
+        pytest.param(datagram(), [None], id="message not sealed"),
+        pytest.param(b"A" * 100_000, [MESSAGE], id="too long"),
+    ],
+)
+def test_a_malformed_datagram_closes_its_connection_only(
+    chain: Chain, data: bytes, message: list[bytes | None]
+) -> None:
+    """What is not exactly one DELIVER with one sealed message is hung up on; others are served meanwhile."""
+    slow = chain.begin(queue_id="SLOW")
+    fds = [os.memfd_create("loose") if one is None else sealed.seal([one]) for one in message]
+    with chain.connect() as connection:
+        socket.send_fds(connection, [data], fds)
+        assert connection.recv(100) == b""
+    for fd in fds:
+        os.close(fd)
+    assert chain.end(slow) == (0, b"")
+    assert not chain.submit.requests
+
+
+def test_a_second_datagram_does_not_end_what_has_begun(chain: Chain) -> None:
+    """Noise after the message costs its sender the answer, not the user the delivery."""
+    fd = sealed.seal([MESSAGE])
+    with chain.connect() as connection:
+        socket.send_fds(connection, [datagram(queue_id=b"SLOW")], [fd])
+        chain.wait("started", child="zygote")
+        time.sleep(0.4)
+        socket.send_fds(connection, [datagram()], [fd])
+        assert connection.recv(100) == b""
+    os.close(fd)
+    assert chain.wait("delivery", queue_id="SLOW")["status"] == "ok"
+
+
+def child(chain: Chain, name: str, count: int = 1) -> int:
+    """Return the pid of a child of the monitor, as it was started for the count-th time."""
+    pid: int = chain.wait("started", count, child=name)["pid"]
+    return pid
+
+
+@pytest.mark.parametrize("name", ["zygote", "resolver"])
+def test_a_child_that_dies_is_started_again(chain: Chain, name: str) -> None:
+    """Kill the zygote or the resolver: the next message is delivered."""
+    assert chain.deliver() == (0, b"")
+    os.kill(child(chain, name), signal.SIGKILL)
+    child(chain, name, 2)
+    assert chain.deliver(queue_id="NEXT") == (0, b"")
+
+
+def test_a_zygote_that_dies_defers_what_is_under_way(chain: Chain) -> None:
+    """Its agents are lost with it: their deliveries are deferred, and they do not go on for ever."""
+    client = chain.begin(queue_id="STOP")
+    zygote = child(chain, "zygote")
+    until = time.monotonic() + 10
+    while len(chain.children()) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    agent = chain.children()[2]
+    os.kill(zygote, signal.SIGKILL)
+    assert chain.end(client) == (75, b"4.3.0 the zygote ended\n")
+    assert wait_gone(agent)
+    assert chain.deliver(queue_id="NEXT") == (0, b"")
+
+
+def test_a_client_that_leaves_before_the_work_begins_is_forgotten(chain: Chain) -> None:
+    """Nobody is delivered to on behalf of a client that is gone before an agent had its message."""
+    busy = [chain.begin(f"u{uid}@x", "SLOW") for uid in (20001, 20002)]
+    time.sleep(0.5)
+    gone = chain.begin("u20003@x", "GONE")
+    time.sleep(0.3)
+    gone.kill()
+    assert [chain.end(client)[0] for client in busy] == [0, 0]
+    assert chain.wait("dropped", queue_id="GONE")["error"] == "the client left"
+    assert not [one for one in chain.log("delivery") if one["queue_id"] == "GONE"]
+
+
+def test_sigterm_lets_what_has_begun_end(chain: Chain) -> None:
+    """The monitor answers what is under way before it goes, and leaves no process."""
+    client = chain.begin(queue_id="SLOW")
+    time.sleep(0.6)
+    below = chain.children()
+    chain.monitor.terminate()
+    assert chain.end(client) == (0, b"")
+    assert chain.monitor.wait(20) == 0
+    assert all(wait_gone(pid) for pid in below)
+    assert chain.end(chain.begin())[0] == 75
+
+
+def test_a_killed_monitor_leaves_no_process_behind(chain: Chain) -> None:
+    """SIGKILL to the monitor ends its children, and an agent that is stopped as well."""
+    client = chain.begin(queue_id="STOP")
+    until = time.monotonic() + 10
+    while len(chain.children()) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    below = chain.children()
+    chain.monitor.kill()
+    assert chain.end(client)[0] == 75
+    assert all(wait_gone(pid) for pid in below)
+
+
+WANT_INSIDE = {
+    "root": "EPERM", "root group": "EPERM", "disk": "EPERM", "groups again": "EPERM", "another user": "EPERM",
+    "shadow": "EACCES", "user namespace": "EPERM", "clone user namespace": "EPERM", "clone3": "ENOSYS",
+    "ptrace": "EPERM", "kill parent": "EPERM", "execute": "EPERM", "socket": "EPERM", "memory": "EACCES",
+    "fork": "done",
+}  # fmt: skip
+
+
+def test_what_an_agent_holds_and_never_may(chain: Chain) -> None:
+    """From inside an agent: its ids and nothing else, no way to others, no descriptor but its own."""
+    assert chain.deliver(queue_id="PROBE") == (0, b"")
+    inside = chain.decided()
+    assert inside["uid"] == inside["gid"] == [20001] * 3
+    assert (inside["groups"], inside["capabilities"], inside["ambient"]) == ([], [0, 0, 0], 0)
+    assert (inside["no_new_privs"], inside["seccomp"], inside["dumpable"]) == ("1", "2", 0)
+    assert (inside["session"], inside["cwd"]) == (True, "/")
+    assert set(inside["environment"]) <= {"LANG", "LC_CTYPE", "PATH", "TZ"}
+    assert inside["descriptors"] == [0, 1, 2, 3, 4, 5]  # 4 and 5 came with the job
+    assert {key: inside[key] for key in WANT_INSIDE} == WANT_INSIDE
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """Return what the kernel says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_what_monitor_zygote_and_resolver_hold(chain: Chain) -> None:
+    """Two capabilities for monitor and zygote, none for the resolver, all of them under the filter, nobody root."""
+    assert chain.deliver() == (0, b"")
+    want = {"monitor": "00000000000000c0", "zygote": "00000000000000c0", "resolver": "0000000000000000"}
+    pids = {"monitor": chain.monitor.pid, "zygote": child(chain, "zygote"), "resolver": child(chain, "resolver")}
+    for name, pid in pids.items():
+        status = status_of(pid)
+        assert [status[key] for key in ("CapEff", "CapPrm", "CapInh", "CapAmb")] == [want[name]] * 4, name
+        assert status["CapBnd"] == "00000000000000c0", name
+        assert status["Uid"].split() == [str(MONITOR)] * 4, name
+        assert (status["NoNewPrivs"], status["Seccomp"], status["Groups"]) == ("1", "2", ""), name
+    assert status_of(pids["resolver"])["Gid"].split() == ["65534"] * 4  # and so not in the group that reaches submit
