@@ -1,0 +1,419 @@
+"""The submit service over its real sockets: who may ask, for what, and that nothing is sent twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from smtp_peer import SmtpPeer
+
+from milterapp.delivery import sealed, wire
+from milterapp.delivery.postman import Postman, SubmitPolicy
+from milterapp.delivery.requests import RESPONSES
+from milterapp.delivery.submit import Service, listen
+from milterapp.settings import Settings
+
+MESSAGE = b"From: ann@example.org\nTo: bob@x.org\nSubject: hello\nMessage-ID: <m@example.org>\n\n.hi\n"
+ENVELOPE = {
+    "sender": "ann@example.org", "recipient": "bob@x.org", "original": "info@x.org", "queue_id": "4A", "user": "bob",
+}  # fmt: skip
+
+
+@dataclass
+class World:
+    """A running service between an asker and a Postfix."""
+
+    folder: Path
+    monitor: int = field(default_factory=os.geteuid)
+    policy: SubmitPolicy | None = None
+
+    def __post_init__(self) -> None:
+        self.hand_back, self.send = SmtpPeer(str(self.folder / "back")), SmtpPeer(str(self.folder / "send"))
+        state = self.folder / "state"
+        self.policy = SubmitPolicy(str(state), self.hand_back.address, self.send.address, timeout=5)
+        self._connections: list[socket.socket] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start the service."""
+        assert self.policy is not None
+        self.postman = Postman(self.policy)
+        self.listener = listen(str(self.folder / "submit"))
+        self._thread = threading.Thread(target=Service(self.postman, self.monitor, idle=10).run, args=(self.listener,))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the service."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self.listener.close()
+        self.postman.close()
+
+    def close(self) -> None:
+        """End everything."""
+        for connection in self._connections:
+            connection.close()
+        self.stop()
+        self.hand_back.close()
+        self.send.close()
+
+    def connect(self) -> socket.socket:
+        """Return a connection on which nothing was said."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.settimeout(10)
+        connection.connect(str(self.folder / "submit"))
+        self._connections.append(connection)
+        return connection
+
+    def bound(self, message: bytes = MESSAGE, **other: str) -> socket.socket:
+        """Return a connection that envelope and message were said on."""
+        connection = self.connect()
+        descriptor = sealed.seal([message])
+        wire.send(connection, "ENVELOPE", {**ENVELOPE, **other}, (descriptor,))
+        os.close(descriptor)
+        return connection
+
+
+def ask(connection: socket.socket, kind: str, message: bytes | None = None, **fields: str) -> tuple[str, str]:
+    """Ask for one thing; return the kind of the answer and its one field."""
+    descriptors = () if message is None else (sealed.seal([message]),)
+    wire.send(connection, kind, fields, descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    answer = wire.receive(connection, RESPONSES)
+    assert answer is not None
+    return answer.kind, answer.text("queue_id") or answer.text("text")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Give a running service."""
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def test_keep_hands_the_message_back_as_it_came(world: World) -> None:
+    """KEEP sends the message, to the byte, from the envelope's sender to its recipient, through the hand-back door."""
+    assert ask(world.bound(), "KEEP") == ("DONE", "4Q0")
+    (taken,) = world.hand_back.taken
+    assert (taken.mail, taken.rcpt) == ("MAIL FROM:<ann@example.org>", "RCPT TO:<bob@x.org>")
+    assert taken.data == MESSAGE.replace(b"\n", b"\r\n")
+    assert world.send.taken == []
+
+
+def test_keep_takes_an_edited_message(world: World) -> None:
+    """KEEP with a descriptor sends the edited message, to the same recipient."""
+    assert ask(world.bound(), "KEEP", b"X: y\n" + MESSAGE) == ("DONE", "4Q0")
+    assert world.hand_back.taken[0].data.startswith(b"X: y\r\nFrom: ")
+    assert world.hand_back.taken[0].rcpt == "RCPT TO:<bob@x.org>"
+
+
+def test_a_null_sender_stays_null(world: World) -> None:
+    """A bounce is handed back, and forwarded, as a bounce."""
+    connection = world.bound(sender="")
+    ask(connection, "KEEP")
+    ask(connection, "FORWARD", to="c@example.org", step="0")
+    assert world.hand_back.taken[0].mail == "MAIL FROM:<>"
+    assert world.send.taken[0].mail == "MAIL FROM:<>"
+
+
+def test_a_forward_carries_its_loop_mark(world: World) -> None:
+    """FORWARD goes through the sending door with Delivered-To on top; the rest is the message as it came."""
+    assert ask(world.bound(), "FORWARD", to="c@example.org", step="0") == ("DONE", "4Q0")
+    (taken,) = world.send.taken
+    assert (taken.mail, taken.rcpt) == ("MAIL FROM:<ann@example.org>", "RCPT TO:<c@example.org>")
+    assert taken.data == b"Delivered-To: bob@x.org\r\n" + MESSAGE.replace(b"\n", b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("mark", "to"),
+    [
+        pytest.param(b"Delivered-To: bob@x.org\n", "c@example.org", id="second sight"),
+        pytest.param(b"Received: x\nDELIVERED-TO: <z>\ndelivered-to:\n Bob@X.org\n", "c@example.org", id="folded"),
+        pytest.param(b"", "Bob@x.org", id="to oneself"),
+    ],
+)
+def test_a_loop_is_refused(world: World, mark: bytes, to: str) -> None:
+    """A message that was here before, or would come back at once, is not forwarded, whatever the edited one says."""
+    kind, text = ask(world.bound(mark + MESSAGE), "FORWARD", MESSAGE, to=to, step="0")
+    assert (kind, "loop" in text) == ("REFUSED", True)
+    assert world.send.taken == []
+
+
+def test_a_likeness_of_a_loop_is_none(world: World) -> None:
+    """Another's Delivered-To, or the mark in the body, refuses nothing."""
+    message = b"Delivered-To: carol@x.org\n" + MESSAGE + b"Delivered-To: bob@x.org\n"
+    assert ask(world.bound(message), "FORWARD", to="c@example.org", step="0")[0] == "DONE"
+
+
+@pytest.mark.parametrize("to", ["", "bob", "@x.org", "a@", "a@x.org\nRCPT TO:<b@x.org>", "a@x.org> X"])
+def test_a_bad_target_is_not_sent_to(world: World, to: str) -> None:
+    """What is not one address with a domain is never sent to."""
+    assert ask(world.bound(), "FORWARD", to=to, step="0")[0] in ("REFUSED", "FAILED")
+    assert world.send.taken == []
+
+
+def test_forwards_are_bounded(world: World) -> None:
+    """No more forwards leave for one message and recipient than the site allows, also over several connections."""
+    for number in range(4):
+        assert ask(world.bound(), "FORWARD", to=f"c{number}@example.org", step=str(number))[0] == "DONE"
+    assert ask(world.bound(), "FORWARD", to="c4@example.org", step="4")[0] == "REFUSED"
+    assert ask(world.bound(), "FORWARD", to="c3@example.org", step="3") == ("DONE", "4Q3")
+    assert ask(world.bound(queue_id="4B"), "FORWARD", to="c4@example.org", step="4")[0] == "DONE"
+    assert len(world.send.taken) == 5
+
+
+def test_the_site_may_name_the_recipient_as_sender(tmp_path: Path) -> None:
+    """With forward_sender: recipient, forwards leave in the recipient's name; a null sender stays null."""
+    world = World(tmp_path)
+    try:
+        world.stop()
+        assert world.policy is not None
+        world.policy = dataclasses.replace(world.policy, forward_sender="recipient")
+        world.start()
+        ask(world.bound(), "FORWARD", to="c@example.org", step="0")
+        ask(world.bound(sender=""), "FORWARD", to="d@example.org", step="0")
+        assert [taken.mail for taken in world.send.taken] == ["MAIL FROM:<bob@x.org>", "MAIL FROM:<>"]
+    finally:
+        world.close()
+
+
+def test_a_reply_is_built_from_the_message_as_it_came(world: World) -> None:
+    """REPLY goes from the null sender to the envelope sender alone, with the text asked for."""
+    asked = ask(world.bound(), "REPLY", rule="away", subject="", text="I am away.", step="1")
+    assert asked == ("DONE", "4Q0")
+    (taken,) = world.send.taken
+    assert (taken.mail, taken.rcpt) == ("MAIL FROM:<>", "RCPT TO:<ann@example.org>")
+    assert b"\r\nSubject: Re: hello\r\n" in taken.data
+    assert b"\r\nAuto-Submitted: auto-replied\r\n" in taken.data
+    assert taken.data.endswith(b"\r\n\r\nI am away.\r\n")
+
+
+def test_the_guards_cannot_be_gone_round(world: World) -> None:
+    """What must not be answered is refused whatever asks, since submit reads the message that the monitor sealed."""
+    for number, (message, sender) in enumerate(
+        (
+            (b"List-Id: <a.b>\n" + MESSAGE, "ann@example.org"),
+            (MESSAGE, ""),
+            (MESSAGE.replace(b"bob@", b"c@"), "a@x.org"),
+        )
+    ):
+        connection = world.bound(message, sender=sender, queue_id=f"4G{number}")
+        assert ask(connection, "REPLY", rule="away", subject="", text="x", step="0")[0] == "REFUSED"
+    assert world.send.taken == []
+
+
+def test_one_reply_for_each_correspondent_and_interval(world: World) -> None:
+    """A second message of the same correspondent is not answered by the same rule; a failed reply does not count."""
+    say = {"rule": "away", "subject": "", "text": "x", "step": "0"}
+    world.send.refuse = "451 4.3.0 later"
+    assert ask(world.bound(), "REPLY", **say)[0] == "FAILED"
+    world.send.refuse = ""
+    assert ask(world.bound(queue_id="4B"), "REPLY", **say)[0] == "DONE"
+    assert ask(world.bound(), "REPLY", **say)[0] == "REFUSED"
+    assert ask(world.bound(queue_id="4C"), "REPLY", **{**say, "rule": "moved"})[0] == "DONE"
+    assert ask(world.bound(queue_id="4D", sender="ed@example.org"), "REPLY", **say)[0] == "DONE"
+    assert len(world.send.taken) == 3
+
+
+def test_a_message_is_answered_a_few_times_at_most(world: World) -> None:
+    """However many rules reply to one message, its sender gets no more than four."""
+    kinds = [ask(world.bound(), "REPLY", rule=f"r{n}", subject="", text="x", step=str(n))[0] for n in range(6)]
+    assert kinds == ["DONE"] * 4 + ["REFUSED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("KEEP", {}),
+        ("FORWARD", {"to": "c@example.org", "step": "0"}),
+        ("REPLY", {"rule": "away", "subject": "", "text": "x", "step": "0"}),
+    ],
+)
+def test_a_repeated_request_is_done_already(world: World, kind: str, fields: dict[str, str]) -> None:
+    """Asked again, on the same or a new connection or after a restart, it answers the first queue id, sending nothing."""
+    connection = world.bound()
+    first = ask(connection, kind, **fields)
+    assert first == ("DONE", "4Q0")
+    assert ask(connection, kind, **fields) == first
+    assert ask(world.bound(), kind, **fields) == first
+    world.stop()
+    world.start()
+    assert ask(world.bound(), kind, **fields) == first
+    assert len(world.send.taken) + len(world.hand_back.taken) == 1
+
+
+def test_another_alias_is_another_copy(world: World) -> None:
+    """The same message to the same user by another alias is kept a second time, as Postfix would."""
+    assert ask(world.bound(), "KEEP") == ("DONE", "4Q0")
+    assert ask(world.bound(original="sales@x.org"), "KEEP") == ("DONE", "4Q1")
+
+
+@pytest.mark.parametrize("refuse", ["451 4.3.0 later", "550 5.1.1 unknown", "552 5.3.4 too big", "530 5.7.0 TLS"])
+def test_no_refusal_of_postfix_is_final(world: World, refuse: str) -> None:
+    """Whatever Postfix answers, it is FAILED, which defers; asked again it is sent."""
+    world.hand_back.refuse = refuse
+    kind, text = ask(world.bound(), "KEEP")
+    assert (kind, refuse in text) == ("FAILED", True)
+    world.hand_back.refuse = ""
+    assert ask(world.bound(), "KEEP")[0] == "DONE"
+
+
+def test_a_request_under_way_is_not_begun_twice(world: World) -> None:
+    """While a first request still waits for Postfix, the same message asked about again is FAILED, and sent once."""
+    world.hand_back.silent = threading.Event()
+    first = world.bound()
+    wire.send(first, "KEEP", {})
+    while not world.postman._under_way:
+        time.sleep(0.01)
+    kind, text = ask(world.bound(), "KEEP")
+    assert (kind, "under way" in text) == ("FAILED", True)
+    world.hand_back.silent.set()
+    answer = wire.receive(first, RESPONSES)
+    assert answer is not None
+    assert answer.kind == "DONE"
+    assert len(world.hand_back.taken) == 1
+
+
+def test_only_the_monitor_may_ask(tmp_path: Path) -> None:
+    """A peer of any other uid is hung up on before a word of it is read."""
+    world = World(tmp_path, monitor=os.geteuid() + 1)
+    try:
+        connection = world.connect()
+        assert connection.recv(1) == b""
+    finally:
+        world.close()
+
+
+def _loose() -> int:
+    descriptor = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
+    os.write(descriptor, MESSAGE)
+    return descriptor
+
+
+@pytest.mark.parametrize("first", ["KEEP", "no message", "not sealed", "a file", "rubbish"])
+def test_nothing_before_the_envelope(world: World, first: str, tmp_path: Path) -> None:
+    """A connection that does not begin with an envelope and a sealed message is closed."""
+    connection = world.connect()
+    if first == "KEEP":
+        wire.send(connection, "KEEP", {})
+    elif first == "rubbish":
+        connection.send(b"\0" * 100)
+    else:
+        makers = {
+            "no message": list,
+            "not sealed": lambda: [_loose()],
+            "a file": lambda: [os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)],
+        }
+        descriptors = makers[first]()
+        wire.send(connection, "ENVELOPE", ENVELOPE, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+    assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        pytest.param("KEEP", {"to": "c@example.org"}, id="keep for another"),
+        pytest.param("FORWARD", {"to": "c@example.org", "step": "0", "sender": "x@y.org"}, id="forged sender"),
+        pytest.param("ENVELOPE", ENVELOPE, id="a second envelope"),
+        pytest.param("SEND", {}, id="unknown"),
+    ],
+)
+def test_nothing_beyond_the_requests(world: World, kind: str, fields: dict[str, str]) -> None:
+    """A sender, a second envelope or a recipient for keep cannot even be said: the connection is closed."""
+    connection = world.bound()
+    wire.send(connection, kind, fields)
+    assert connection.recv(1) == b""
+    assert world.send.taken == world.hand_back.taken == []
+
+
+@pytest.mark.parametrize("step", ["", "a b", "x" * 33, "0\n"])
+def test_a_step_is_a_short_word(world: World, step: str) -> None:
+    """A step that could blur one request with another is refused."""
+    assert ask(world.bound(), "FORWARD", to="c@example.org", step=step)[0] == "REFUSED"
+
+
+def test_an_edited_message_is_sealed_and_bounded(world: World) -> None:
+    """An edited message that is not sealed, or far longer than what came, closes the connection."""
+    for make in (_loose, lambda: sealed.seal([b"x" * (1 << 20), MESSAGE, b"y"])):
+        connection = world.bound()
+        descriptor = make()
+        wire.send(connection, "KEEP", {}, (descriptor,))
+        os.close(descriptor)
+        assert connection.recv(1) == b""
+    assert world.hand_back.taken == []
+
+
+def test_the_socket_is_for_its_group(world: World) -> None:
+    """The socket can be connected to by its owner and its folder's group, and what a dead service left is replaced."""
+    assert os.stat(world.folder / "submit").st_mode & 0o777 == 0o660
+    world.stop()
+    world.start()
+    assert ask(world.bound(), "KEEP")[0] == "DONE"
+
+
+def test_something_else_at_the_path_stays(tmp_path: Path) -> None:
+    """A file that is no socket is not removed for one."""
+    (tmp_path / "submit").write_text("x")
+    with pytest.raises(OSError, match="in use"):
+        listen(str(tmp_path / "submit"))
+    assert (tmp_path / "submit").read_text() == "x"
+
+
+def test_one_line_a_request(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each request is logged once with old and new queue id and the result, never with a text of the message."""
+    from milterapp import log
+
+    log.configure("logfmt")
+    ask(world.bound(), "KEEP")
+    world.stop()
+    world.start()
+    lines = [line for line in capfd.readouterr().err.splitlines() if "queue_id=4A" in line]
+    assert len(lines) == 1
+    assert re.search(r"event=keep .*queue_id=4A recipient=bob@x.org result=done new_queue_id=4Q0", lines[0])
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 64), (["{}", "x"], 64)])
+def test_usage(argv: list[str], code: int) -> None:
+    """The service takes its settings as its one argument."""
+    command = [sys.executable, "-I", "-m", "milterapp.delivery.submit", *argv]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == code
+
+
+@pytest.mark.root
+def test_the_service_stops_when_told(tmp_path: Path) -> None:
+    """Started as its account it takes connections, and SIGTERM ends it with 0."""
+    import json
+
+    tmp_path.chmod(0o700)
+    settings = dataclasses.asdict(Settings())
+    settings["accounts"] = dict.fromkeys(("milter", "pipe", "monitor", "submit"), "nobody")
+    settings["submit"] |= {"socket": str(tmp_path / "socket"), "state": str(tmp_path / "state")}
+    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
+        os.chmod(folder, 0o755)
+    os.chown(tmp_path, 65534, 65534)
+    command = [sys.executable, "-I", "-m", "milterapp.delivery.submit", json.dumps(settings)]
+    service = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        assert service.stderr is not None
+        assert b"event=started" in service.stderr.readline()
+        assert os.stat(tmp_path / "socket").st_uid == 65534
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(20) == 0
+    finally:
+        service.kill()
+        service.communicate()
