@@ -182,6 +182,7 @@ class Deliveries:
                 "client": delivery.envelope["client"],
                 "extension": delivery.extension,
             }
+            submit.setblocking(True)  # noqa: FBT003 - the name says it; the agent shares what it is set to
             descriptors = (delivery.message, submit.fileno())
             self._agents.give(delivery.user, job, descriptors, lambda verdict: self._finish(delivery, verdict))
             self._enter(delivery, Phase.WORKING, float("inf"))  # the pool keeps that deadline

@@ -62,7 +62,10 @@ class Submit(threading.Thread):
 
     def stop(self) -> None:
         """Refuse from now on."""
-        self._listener.shutdown(socket.SHUT_RDWR)
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # it was stopped before
         self._listener.close()
 
 
