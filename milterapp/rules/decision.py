@@ -5,6 +5,7 @@ Must never: do anything; the milter, the agent and `milterapp test` each carry a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -156,18 +157,23 @@ class Decision:
 
     settled: nothing a later stage brings can change the verdict; while False, a site decision is a "so far".
     hold_reason: the text for Postfix's quarantine, with Verdict.HOLD.
+    could_not_tell: why a limit or a failed lookup left the decision open, "" where it did not; `on_error` answers it.
+    matched: names of the rules that hold, those that only observe included, in their order.
+    rules: a line of the trace for each rule, made when it is first read.
     """
 
     verdict: Verdict = Verdict.NONE
     reply: Reply | None = None
     stage: Stage | None = None
     settled: bool = True
-    rules: tuple[Explanation, ...] = ()
+    rules: Sequence[Explanation] = ()
     edits: tuple[Edit, ...] = ()
     deliveries: tuple[Delivery, ...] = ()
     recipients: tuple[RecipientDecision, ...] = ()
     problems: tuple[Problem, ...] = field(default=())
     hold_reason: str = ""
+    could_not_tell: str = ""
+    matched: tuple[str, ...] = ()
 
     def with_recipients(self, recipients: tuple[RecipientDecision, ...]) -> Decision:
         """Return this decision with what became of each recipient."""
@@ -184,4 +190,5 @@ class Decision:
             "edits": [one.to_json() for one in self.edits],
             "deliveries": [one.to_json() for one in self.deliveries],
             "problems": [str(one) for one in self.problems],
+            "could_not_tell": self.could_not_tell or None,
         }

@@ -1,0 +1,139 @@
+"""Deciding: rules and facts in, a Decision out. Pure: no I/O, no clock, the same answer for the same facts.
+
+Must never: give a verdict that an undecided earlier rule could still change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from milterapp.mail.envelope import Stage
+from milterapp.rules.actions import Outcome
+from milterapp.rules.decision import Decision, Keep, Verdict
+from milterapp.rules.evaluate import Evaluation, Unknown
+from milterapp.rules.explain import trace_of
+from milterapp.rules.facts import Facts
+from milterapp.rules.policy import Policy, Rule
+
+__all__ = ["decide", "decide_from"]
+
+# What makes everything that earlier rules could have added (edits, copies) pointless in a site's policy.
+FINAL = (Verdict.REJECT, Verdict.DEFER, Verdict.DISCARD)
+
+
+def decide(policy: Policy, facts: Facts) -> Decision:
+    """Decide for one message, or one recipient of it, with what is known by now.
+
+    Rules run in their order. A rule that is not yet known, or could not be told, leaves open what follows it, but for a
+    refusal that it could not change. `settled` is False where a later stage may still say something; `could_not_tell`
+    is set where nothing will. A personal policy is decided at Stage.BODY; its decision has the implicit keep.
+    """
+    return decide_from(policy, Evaluation(policy.index, facts))
+
+
+def decide_from(policy: Policy, evaluation: Evaluation) -> Decision:
+    """Decide with an evaluation that may have readings of an earlier stage."""
+    outcome = Outcome()
+    matched: list[int] = []
+    open_, open_ending = _Open(), _Open()
+    skip = [False]
+    last: int | None = None
+    watching = False
+    for at in evaluation.candidates(skip):
+        rule = policy.rules[at]
+        if open_ and not rule.ends:
+            continue
+        truth = evaluation.rule(at)
+        if truth is False:
+            continue
+        if isinstance(truth, Unknown):
+            if rule.observe:
+                watching = watching or truth.later
+                continue
+            open_.add(at, truth)
+            skip[0] = True
+            if rule.ends:
+                open_ending.add(at, truth)
+                last = at
+                break
+            continue
+        matched.append(at)
+        if rule.observe:
+            continue
+        _apply(rule, at, evaluation, outcome)
+        if outcome.ended:
+            last = at
+            break
+    if watching and not open_ and outcome.verdict not in FINAL:
+        # A rule that only observes changes nothing, but its line in the log needs what it reads.
+        return Decision(settled=False, rules=trace_of(evaluation, last), matched=_names(policy, matched))
+    return _decision(policy, evaluation, outcome, matched, (open_, open_ending), last)
+
+
+def _names(policy: Policy, matched: list[int]) -> tuple[str, ...]:
+    return tuple(policy.rules[at].name for at in matched)
+
+
+class _Open:
+    """The rules left open so far: whether there are any, whether a later stage will tell, and why not."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, Unknown] | None = None
+        self.later = False
+
+    def add(self, at: int, why: Unknown) -> None:
+        """Note one."""
+        self.first = self.first or (at, why)
+        self.later = self.later or why.later
+
+    def __bool__(self) -> bool:
+        return self.first is not None
+
+
+def _apply(rule: Rule, at: int, evaluation: Evaluation, outcome: Outcome) -> None:
+    for action in rule.actions:
+        action.apply(outcome, rule.name, lambda value: evaluation.value(at, value))
+
+
+def _decision(
+    policy: Policy,
+    evaluation: Evaluation,
+    outcome: Outcome,
+    matched: list[int],
+    left_open: tuple[_Open, _Open],
+    last: int | None,
+) -> Decision:
+    open_, open_ending = left_open
+    trace = trace_of(evaluation, last)
+    names = _names(policy, matched)
+    if open_ and not (outcome.ended and outcome.verdict in FINAL and policy.site and not open_ending):
+        at, why = open_.first or (0, Unknown(""))
+        if open_.later or _later(policy, evaluation):
+            return Decision(settled=False, rules=trace, matched=names)
+        return Decision(rules=trace, matched=names, could_not_tell=f"rule {policy.rules[at].name!r}: {why.reason}")
+    deliveries = tuple(outcome.deliveries)
+    if not policy.site and outcome.verdict is Verdict.NONE and not any(_whole(one) for one in deliveries):
+        deliveries = (*deliveries, Keep(implicit=True))
+    return Decision(
+        verdict=outcome.verdict,
+        reply=outcome.reply,
+        stage=None if outcome.verdict is Verdict.NONE else evaluation.facts.stage,
+        rules=trace,
+        edits=() if outcome.verdict in FINAL and not deliveries else tuple(outcome.edits),
+        deliveries=deliveries,
+        hold_reason=outcome.hold_reason,
+        matched=names,
+    )
+
+
+def _whole(delivery: object) -> bool:
+    """Return whether a delivery makes the implicit keep needless."""
+    return isinstance(delivery, Keep) or getattr(delivery, "copy", True) is False
+
+
+def _later(policy: Policy, evaluation: Evaluation) -> bool:
+    """Return whether a rule that ends the rules may still be told at a later stage."""
+    if evaluation.facts.stage == Stage.BODY:
+        return False
+    found: Iterator[int] = (at for at, rule in enumerate(policy.rules) if rule.ends and not rule.observe)
+    return any(isinstance(truth := evaluation.rule(at), Unknown) and truth.later for at in found)

@@ -1,0 +1,98 @@
+"""Expectations: what a test beside the rules, or `--expect`, says of a Decision.
+
+Must never: be met by a decision that could not tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, SendReply, Verdict
+from milterapp.rules.problem import near_miss
+
+__all__ = ["WORDS", "Expectation"]
+
+DELIVERIES = ("keep", "file", "forward", "reply")
+WORDS = (*(verdict.value for verdict in Verdict), *DELIVERIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """One expectation. word: a verdict or a delivery; argument: `Lists/Python` of `file`, part of a reply's text, …
+
+    `rule` and `no_rule` expect a rule of that name to match or not, `edit` an edit such as `add_header X-Spam: yes`.
+    """
+
+    word: str
+    argument: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Expectation:
+        """Read `reject`, `keep`, `file:Lists/Python`, `forward:a@example.org`; raises ValueError with what is known."""
+        word, _, argument = text.partition(":")
+        if word not in WORDS or (argument and word not in DELIVERIES):
+            raise ValueError(
+                f"found {text!r}, expected one of {', '.join(WORDS)}, as in file:Lists/Python{near_miss(word, WORDS)}"
+            )
+        return cls(word, argument.strip())
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.argument}" if self.argument else self.word
+
+    def unmet(self, decision: Decision) -> str:
+        """Return "" where the decision is as expected, otherwise what it is instead."""
+        if decision.could_not_tell:
+            return f"it could not be told: {decision.could_not_tell}"
+        return "" if self.met(decision) else f"it came to {summary(decision)}"
+
+    def met(self, decision: Decision) -> bool:
+        """Return whether the decision is as expected."""
+        if self.word in ("rule", "no_rule"):
+            return (self.argument in decision.matched) is (self.word == "rule")
+        if self.word == "edit":
+            return any(describe(edit.to_json()) == self.argument for edit in decision.edits)
+        if self.word in DELIVERIES:
+            return any(_is(delivery, self.word, self.argument) for delivery in decision.deliveries)
+        verdicts = {one.verdict for one in decision.recipients} or {decision.verdict}
+        if decision.verdict is not Verdict.NONE:
+            verdicts = {decision.verdict}
+        replies = [one.reply for one in decision.recipients if one.reply] + [decision.reply] * bool(decision.reply)
+        said = not self.argument or any(self.argument in str(reply) for reply in replies)
+        return verdicts == {Verdict(self.word)} and said
+
+
+def _is(delivery: Delivery, word: str, argument: str) -> bool:
+    if isinstance(delivery, Keep):
+        return word == "keep"
+    if isinstance(delivery, File):
+        return word == "file" and argument in ("", "/".join(delivery.folder))
+    if isinstance(delivery, Forward):
+        return word == "forward" and argument.lower() in ("", delivery.to.lower())
+    return isinstance(delivery, SendReply) and word == "reply" and argument in delivery.text
+
+
+def describe(edit: dict[str, str]) -> str:
+    """Return an edit as an expectation writes it: `add_header X-Spam: yes`, `remove_header X-Spam`."""
+    words = edit["action"]
+    if "name" in edit:
+        words += f" {edit['name']}" + (f": {edit['value']}" if "value" in edit else "")
+    elif "prefix" in edit:
+        words += f" {edit['prefix']}"
+    return words
+
+
+def summary(decision: Decision) -> str:
+    """Return a decision in a line: verdict, deliveries, edits."""
+    words = [decision.verdict.value]
+    if decision.reply:
+        words[0] += f" ({decision.reply})"
+    words += [
+        f"{one.verdict.value} for {one.address}"
+        for one in decision.recipients
+        if one.verdict not in (Verdict.NONE, decision.verdict)
+    ]
+    for delivery in decision.deliveries:
+        shown = delivery.to_json()
+        words.append(":".join(str(shown[key]) for key in ("action", "folder", "to") if key in shown))
+    words += [describe(edit.to_json()) for edit in decision.edits]
+    return ", ".join(words)

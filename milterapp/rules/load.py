@@ -1,0 +1,217 @@
+"""Loading: the bytes of a rule file to a Policy, or to every problem in it.
+
+Must never: give a policy where anything was wrong, or open a file by itself; lists come through `read_list`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from milterapp.mail.envelope import Stage
+from milterapp.rules.actions import Action, ForwardTo
+from milterapp.rules.beside import run_tests
+from milterapp.rules.clauses import AllOf, Clause, Present, captured, leaves, own_lists
+from milterapp.rules.decode import Missing
+from milterapp.rules.document import parse
+from milterapp.rules.lists import NamedList
+from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
+from milterapp.rules.placeholders import VALUES, values_of
+from milterapp.rules.policy import Case, Policy, Rule
+from milterapp.rules.problem import Place, Problem, near_miss
+from milterapp.rules.reading import RuleDecoder
+from milterapp.rules.reading_actions import HOOKS, read_actions
+from milterapp.rules.reading_cases import read_cases
+from milterapp.rules.reading_conditions import read_clause
+
+__all__ = ["load"]
+
+KEYS = ("lists", "rules", "tests")
+RULE_KEYS = ("name", "if", "then", "observe")
+MAX_NAME = 100
+
+ReadList = Callable[[str], bytes]
+
+
+def load(
+    source: bytes, file: str, *, site: bool, read_list: ReadList | None = None, tests: bool = True
+) -> tuple[Policy | None, tuple[Problem, ...]]:
+    """Read a rule file.
+
+    source: the file, UTF-8 YAML. file: its name, for problems. site: as site rules, else as personal ones. read_list:
+    gives the bytes of a list's file by the name the rules use; it raises OSError with a reason. tests: run the tests
+    beside the rules, and refuse the file where one fails. Returns (policy, problems), the policy None where any of the
+    problems is no warning; problems are in the order of the file. Never raises for what the file holds.
+    """
+    root, problems = parse(source, file)
+    policy: Policy | None = None
+    if root is None:
+        if not problems:
+            problems.append(Problem(Place(file), "nothing but comments, expected `rules:`"))
+    else:
+        policy = _policy(root, file, RuleDecoder(problems, site=site, hooks=HOOKS), read_list)
+    if policy is not None and tests and not _fatal(problems):
+        problems.extend(run_tests(policy))
+    found = tuple(sorted(dict.fromkeys(problems)))
+    return (None if _fatal(problems) else policy), found
+
+
+def _fatal(problems: list[Problem]) -> bool:
+    return not all(problem.warning for problem in problems)
+
+
+def _policy(root: Node, file: str, decoder: RuleDecoder, read_list: ReadList | None) -> Policy | None:
+    top = decoder.mapping(root, f"a mapping of {', '.join(KEYS)}")
+    if top is None:
+        return None
+    for key, _ in top.pairs:
+        if key.value not in KEYS:
+            decoder.fail(key.place, f"unknown key {key.value!r}{near_miss(key.value, KEYS)}; known: {', '.join(KEYS)}")
+    listed, ruled, tested = (top.get(key) for key in KEYS)
+    if listed is not None:
+        _lists(listed, decoder, read_list)
+    if ruled is None:
+        decoder.fail(root.place, "the key 'rules' is missing")
+        return None
+    rules = _rules(ruled, decoder)
+    cases: tuple[tuple[Place, Case], ...] = ()
+    if tested is not None:
+        cases = read_cases(tested, decoder, [rule.name for rule in rules])
+    return Policy(file, decoder.site, rules, cases)
+
+
+def _lists(node: Node, decoder: RuleDecoder, read_list: ReadList | None) -> None:
+    mapping = decoder.mapping(node, "a mapping of names to lists")
+    for key, value in mapping.pairs if mapping else ():
+        made: NamedList | None = None
+        if isinstance(value, Mapping):
+            made = _file_list(key, value, decoder, read_list)
+        else:
+            items = value.items if isinstance(value, Items) else (value,)
+            texts = [item for item in items if isinstance(item, Text)]
+            for item in items:
+                if not isinstance(item, Text):
+                    decoder.fail(item.place, f"found {kind_of(item)}, expected an entry")
+            made = NamedList(
+                key.value,
+                key.place.file,
+                tuple(text.value for text in texts),
+                tuple(text.place.line for text in texts),
+                tuple(text.place.column for text in texts),
+            )
+        # A list that could not be read is known all the same: the rules that name it are not wrong.
+        decoder.lists[key.value] = made or NamedList(key.value, key.place.file, (), ())
+
+
+def _file_list(key: Text, value: Mapping, decoder: RuleDecoder, read_list: ReadList | None) -> NamedList | None:
+    named = value.get("file")
+    if named is None or len(value.pairs) != 1 or not isinstance(named, Text):
+        decoder.fail(value.place, "expected the entries, or {file: NAME}")
+        return None
+    if read_list is None:
+        decoder.fail(named.place, f"the list {named.value!r}: no files are read here")
+        return None
+    try:
+        return NamedList.from_file(key.value, named.value, read_list(named.value))
+    except OSError as error:
+        decoder.fail(named.place, f"the list {named.value!r} cannot be read: {error.strerror or error}")
+    except ValueError as error:
+        decoder.fail(named.place, str(error))
+    return None
+
+
+def _rules(node: Node, decoder: RuleDecoder) -> tuple[Rule, ...]:
+    if not isinstance(node, Items):
+        decoder.fail(node.place, f"found {kind_of(node)}, expected a list of rules: begin each with `- name: …`")
+        return ()
+    rules = []
+    names: dict[str, Place] = {}
+    for item in node.items:
+        rule = _rule(item, decoder, names)
+        if rule is not None:
+            rules.append(rule)
+    return tuple(rules)
+
+
+def _rule(node: Node, decoder: RuleDecoder, names: dict[str, Place]) -> Rule | None:
+    mapping = decoder.mapping(node, f"a rule, a mapping of {', '.join(RULE_KEYS)}")
+    if mapping is None:
+        return None
+    for key, _ in mapping.pairs:
+        if key.value not in RULE_KEYS:
+            hint = near_miss(key.value, RULE_KEYS)
+            decoder.fail(key.place, f"unknown key {key.value!r}{hint}; known: {', '.join(RULE_KEYS)}")
+    name = _name(mapping, decoder, names)
+    asked, done, observed = (mapping.get(key) for key in RULE_KEYS[1:])
+    clause = AllOf((), node.place) if asked is None else read_clause(asked, decoder)
+    if done is None:
+        decoder.fail(node.place, "the key 'then' is missing")
+    actions = None if done is None else read_actions(done, decoder)
+    observe = False if observed is None else decoder.scalar(observed, bool)
+    if name is None or clause is None or actions is None or done is None or isinstance(observe, Missing):
+        return None
+    whole = _with_values(clause, actions, done.place, decoder)
+    rule = Rule.make(name, node.place, whole, actions, observe=observe)
+    return rule if _fits(rule, done.place, decoder) else None
+
+
+def _name(mapping: Mapping, decoder: RuleDecoder, names: dict[str, Place]) -> str | None:
+    node = mapping.get("name")
+    if node is None:
+        decoder.fail(mapping.place, "the key 'name' is missing: logs, traces and tests call the rule by it")
+        return None
+    name = decoder.text(node)
+    if isinstance(name, Missing):
+        return None
+    if not name.isprintable() or len(name) > MAX_NAME:
+        decoder.fail(node.place, f"a name of several lines or of more than {MAX_NAME} characters")
+        return None
+    if name in names:
+        decoder.fail(node.place, f"the name {name!r} a second time, first on line {names[name].line}")
+        return None
+    names[name] = node.place
+    return name
+
+
+def _with_values(clause: Clause, actions: tuple[Action, ...], place: Place, decoder: RuleDecoder) -> Clause:
+    """Return the clause with the values the actions need: where one is absent the rule does not hold."""
+    values = values_of(text for action in actions for text in action.templates())
+    if not values:
+        return clause
+    groups = {group for _, _, regex in captured(clause) for _, names in regex.groups() for group in names}
+    for value in values:
+        if value.word == "match" and value.argument not in groups:
+            hint = near_miss(value.argument, groups)
+            decoder.fail(
+                place, f"no group named {value.argument!r} in a regex of the rule outside `any` and `not`{hint}"
+            )
+        elif not decoder.site and not VALUES[value.word].personal:
+            decoder.fail(place, f"the value {value} is not known in a personal rule")
+    targets = frozenset(
+        values_of(one.address for action in actions if isinstance(action, ForwardTo) for one in action.to)
+    )
+    if targets and not own_lists(clause):
+        decoder.fail(
+            place,
+            f"{', '.join(map(str, targets))} is an address that the message chose; the rule must ask with `in` for a"
+            " list that holds it",
+        )
+    return AllOf((*(clause.parts if isinstance(clause, AllOf) else (clause,)), Present(values, targets, place)), place)
+
+
+def _fits(rule: Rule, place: Place, decoder: RuleDecoder) -> bool:
+    """Note what a rule on one recipient may not do in a site's policy: its verdict is given while that one is named."""
+    if not decoder.site or not rule.one_recipient:
+        return True
+    before = len(decoder.problems)
+    remedy = "say `any_recipient` or `every_recipient`: what follows after rcpt is for all recipients"
+    for leaf in leaves(rule.clause):
+        if leaf.condition.stage > Stage.RCPT:
+            decoder.fail(leaf.place, f"`{leaf.condition.word}` in a rule on one `recipient`; {remedy}")
+    values = values_of(text for action in rule.actions for text in action.templates())
+    for value in values:
+        if VALUES[value.word].stage > Stage.RCPT:
+            decoder.fail(place, f"{value} in a rule on one `recipient`; {remedy}")
+    for action in rule.actions:
+        if action.for_all:
+            decoder.fail(place, f"`{action.word}` in a rule on one `recipient`; {remedy}")
+    return len(decoder.problems) == before
