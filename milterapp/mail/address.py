@@ -11,20 +11,30 @@ from dataclasses import dataclass
 from milterapp.mail import words
 from milterapp.mail.limits import LimitHit
 
-__all__ = ["Address", "parse"]
+__all__ = ["Address", "Reader", "parse"]
 
-# Longest run of each kind of token; possessive, so that each character is looked at once.
-_TOKEN = re.compile(
-    r"(?P<blank>[ \t\r\n]++)"
-    r'|(?P<quoted>"(?:[^"\\]|\\.)*+")'
-    r"|(?P<literal>\[[^\[\]\\<>,\"]*+\])"
-    r'|(?P<atom>[^ \t\r\n"()<>,;:@\[\]\\.]++)'
-    r"|(?P<special>.)",
-    re.DOTALL,
+_ATOM = r"[^\x00-\x20\x7f()<>\[\]:;@\\\",.]++"
+_DOTTED = rf"{_ATOM}(?:\.{_ATOM})*+"
+# One whole mailbox as nearly all mail writes it, and what ends it; anything else is taken apart token by token.
+_ORDINARY = re.compile(
+    rf"[ \t]*+(?:(?:\"(?P<quoted>[^\"\\]*+)\"[ \t]*+|(?P<phrase>[^\x00-\x1f\x7f()<>\[\]:;@\\,\"]++))?+"
+    rf"<(?P<local>{_DOTTED})@(?P<domain>{_DOTTED})>"
+    rf"|(?P<bare_local>{_DOTTED})@(?P<bare_domain>{_DOTTED}))[ \t]*+(?:,|\Z)"
 )
+# Otherwise the longest run of each kind of token; possessive, so that each character is looked at once.
+_QUOTED = r'(?P<quoted>"(?:[^"\\]|\\.)*+")|'
+_UNQUOTED = (
+    r"(?P<blank>[ \t\r\n]++)"
+    r"|(?P<literal>\[[^\[\]\\<>,\"]*+\])"
+    r"|(?P<atom>[^ \t\r\n\"()<>,;:@\[\]\\.]++)"
+    r"|(?P<special>.)"
+)
+_TOKEN = re.compile(_QUOTED + _UNQUOTED, re.DOTALL)
+_TOKEN_WITHOUT_QUOTES = re.compile(_UNQUOTED, re.DOTALL)
+_PIECES_AN_ADDRESS = 5
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 _PAREN = re.compile(r"[()\\]")
-_DOT_ATOM = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]++(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]++)*+")
+_UNQUOTED_LOCAL = re.compile(_ATOM.replace(r",.", ","))  # dots at odd places need no quotes in practice
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +49,7 @@ class Address:
     def address(self) -> str:
         """`local@domain`, the local part quoted where it has to be; the local part alone without a domain."""
         local = self.local
-        if not _DOT_ATOM.fullmatch(local):
+        if not _UNQUOTED_LOCAL.fullmatch(local):
             local = '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return f"{local}@{self.domain}" if self.domain else self.local
 
@@ -54,96 +64,137 @@ def parse(text: str, most: int = 10_000) -> tuple[Address, ...]:
     comment is read as if it were no quote and no comment, so that no address hides behind it.
     Raises LimitHit for more than `most` of them.
     """
-    reader = _Reader(most)
+    reader = Reader(most)
     reader.read(text)
-    found = reader.found
-    hidden = [one for one in found if not one.domain and "@" in one.display]
-    if hidden and "=?" in text:  # an address inside an encoded word: some readers decode first and parse then
-        for one in hidden:
-            reader.read(one.display)
     return tuple(reader.found)
 
 
-class _Reader:
-    """The state of one pass. words: tokens (kind, text) outside angle brackets; angle: those inside, None before."""
+class Reader:
+    """Reads any number of lists under one bound: `most` addresses, and five times as many odd words and signs.
+
+    found: the addresses so far.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.found: list[Address] = []
-        self.words: list[tuple[str, str]] = []
-        self.comments: list[str] = []
-        self.angle: list[tuple[str, str]] | None = None
-        self.inside = False
+        self._pieces = 0
+        self._hit = ""
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin a mailbox. words: tokens (kind, text) outside angle brackets; angle: those inside, None before."""
+        self._words: list[tuple[str, str]] = []
+        self._comments: list[str] = []
+        self._angle: list[tuple[str, str]] | None = None
+        self._inside = self._at = False
 
     def read(self, text: str) -> None:
-        """Take one list apart."""
+        """Add the addresses of one list, unfolded and not decoded. Raises LimitHit, and from then on at once."""
+        if self._hit:
+            raise LimitHit(self._hit)
+        first = len(self.found)
+        try:
+            self._read(text)
+            if "=?" in text:  # an address inside an encoded word: some readers decode first and parse then
+                for one in self.found[first:]:
+                    if not one.domain and "@" in one.display:
+                        self._read(one.display)
+        except LimitHit as limit:
+            self._hit = str(limit)
+            raise
+
+    def _read(self, text: str) -> None:
         at, end = 0, len(text)
-        quotes = comments = True  # False once one of them turned out not to be closed
+        closed = True  # False once a quote or a comment turned out not to be closed
         while at < end:
-            match = _TOKEN.match(text, at)
+            ordinary = _ORDINARY.match(text, at) if closed else None
+            if ordinary is None:
+                at, closed = self._odd(text, at)
+                continue
+            at = ordinary.end()
+            quoted, phrase, local, domain, bare_local, bare_domain = ordinary.groups()
+            if local is None:
+                self._add(Address("", bare_local, bare_domain))
+            else:
+                display = quoted if quoted is not None else phrase or ""
+                self._add(Address(words.decode(display.strip(" \t")), local, domain))
+
+    def _odd(self, text: str, at: int) -> tuple[int, bool]:
+        """Read on, token by token, to the next comma; return (where to go on, whether all was closed so far)."""
+        end = len(text)
+        match_token = _TOKEN.match
+        quotes = comments = True
+        while at < end:
+            self._pieces += 1
+            if self._pieces > self.most * _PIECES_AN_ADDRESS:
+                raise LimitHit(f"more than {self.most * _PIECES_AN_ADDRESS} words and signs in address lists")
+            match = match_token(text, at)
             if match is None:  # cannot be: the last alternative takes any character
                 break
-            kind, piece = match.lastgroup or "special", match[0]
+            kind, piece = match.lastgroup or "", match[0]
             at = match.end()
-            if kind == "quoted" and quotes:
-                piece = _QUOTED_PAIR.sub(r"\1", piece[1:-1])
-            elif kind == "quoted":
-                kind, piece, at = "special", piece[0], match.start() + 1
-            if kind != "special":
-                (self.angle if self.inside and self.angle is not None else self.words).append((kind, piece))
+            if kind == "quoted":
+                self._take(kind, _QUOTED_PAIR.sub(r"\1", piece[1:-1]))
+            elif kind != "special":
+                self._take(kind, piece)
             elif piece == "(" and comments:
-                closed = _comment_end(text, at)
-                if closed < 0:
-                    comments = False
-                else:
-                    self.comments.append(text[at : closed - 1])
-                    at = closed
+                after = _comment_end(text, at)
+                comments = after >= 0
+                if comments:
+                    self._comments.append(text[at : after - 1])
+                    at = after
             elif piece == '"':
-                quotes = False
-            else:
-                self.special(piece)
-        self.flush()
+                quotes, match_token = False, _TOKEN_WITHOUT_QUOTES.match
+            elif self._special(piece) and quotes and comments:
+                return at, True
+        self._flush()
+        return at, quotes and comments
 
-    def special(self, char: str) -> None:
-        """Act on one character with a meaning of its own."""
+    def _take(self, kind: str, piece: str) -> None:
+        (self._angle if self._inside and self._angle is not None else self._words).append((kind, piece))
+
+    def _special(self, char: str) -> bool:
+        """Act on one character with a meaning of its own; return whether it ended a mailbox."""
         if char == "<":
-            if self.angle is not None:
-                self.flush()
-            self.angle, self.inside = [], True
+            if self._angle is not None:
+                self._flush()
+            self._angle, self._inside = [], True
         elif char == ">":
-            self.inside = False
-        elif char == ";" or (char == "," and not (self.inside and self.angle and self.angle[0][1] == "@")):
-            self.flush()
-        elif char == ":" and self.inside and self.angle:
-            self.angle.clear()  # the route of RFC 821, `@a,@b:`
-        elif char == ":" and ("special", "@") not in self.words:
-            self.words.clear()  # the name of a group
-            self.comments.clear()
-        elif char not in "()\\":
-            (self.angle if self.inside and self.angle is not None else self.words).append(("special", char))
+            self._inside = False
+        elif char == ";" or (char == "," and not (self._inside and self._angle and self._angle[0][1] == "@")):
+            self._flush()
+            return True
+        elif char == ":" and self._inside and self._angle:
+            self._angle.clear()  # the route of RFC 821, `@a,@b:`
+        elif char == ":" and not self._at:
+            self._clear()  # what came was the name of a group
+        elif char not in '()\\"':
+            self._at = self._at or char == "@"
+            self._take("special", char)
+        return False
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """End one mailbox."""
-        tokens, angle, comments = self.words, self.angle, self.comments
-        self.words, self.angle, self.comments, self.inside = [], None, [], False
+        tokens, angle, comments = self._words, self._angle, self._comments
+        self._clear()
+        if not tokens and not angle and not comments:
+            return
         if angle is None:
             tokens, local, domain = _spec(tokens)
         else:
             _, local, domain = _spec(angle)
-            if not domain and not local:
-                local = _join(angle)
-        display = _join(tokens)
-        if not display and comments:
-            display = " ".join(comments)
-        if angle is None and not domain and not local:
-            if not display:
-                return
-            if len([kind for kind, _ in tokens if kind != "blank"]) == 1 and "=?" not in display:
-                display, local = "", display
+            local = local if local or domain else _join(angle)
+        display = _join(tokens) or " ".join(comments).strip()
+        if angle is None and not domain and not local and [kind for kind, _ in tokens if kind != "blank"] == ["atom"]:
+            display, local = (display, "") if "=?" in display else ("", display)
         if display or local or domain:
-            if len(self.found) >= self.most:
-                raise LimitHit(f"more than {self.most} addresses in one field")
-            self.found.append(Address(words.decode(display), local, domain))
+            self._add(Address(words.decode(display), local, domain))
+
+    def _add(self, one: Address) -> None:
+        if len(self.found) >= self.most:
+            raise LimitHit(f"more than {self.most} addresses")
+        self.found.append(one)
 
 
 def _comment_end(text: str, at: int) -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "SetHeader",
     "apply",
     "header_changes",
+    "pieces",
 ]
 
 _LINE = 78  # RFC 5322 section 2.1.1: where what we write is folded
@@ -134,10 +135,15 @@ def apply(raw: bytes, edits: Sequence[Edit], limits: Limits = DEFAULT) -> bytes:
 
     The same message that `header_changes` makes of it. Raises ValueError as that does, LimitHit.
     """
+    return b"".join(pieces(raw, edits, limits))
+
+
+def pieces(raw: bytes, edits: Sequence[Edit], limits: Limits = DEFAULT) -> list[bytes | memoryview]:
+    """Return what `apply` does in pieces to be written one after the other, without a copy of the body."""
     header = scan(raw, limits)
     planned = _plan(header.fields, edits)
     if all(one.came is not None and one.value is None and not one.gone for one in planned):
-        return raw
+        return [raw]
     first = raw.find(b"\n")
     line_end = b"\r\n" if first > 0 and raw[first - 1] == 0x0D else b"\n"
     out: list[bytes | memoryview] = [raw[: header.fields[0].span[0] if header.fields else header.end]]
@@ -155,7 +161,7 @@ def apply(raw: bytes, edits: Sequence[Edit], limits: Limits = DEFAULT) -> bytes:
     if bytes(rest[:1]) in (b" ", b"\t") and len(out) > 1:  # a body that would become part of the last field
         out.append(line_end)
     out.append(rest)
-    return b"".join(out)
+    return out
 
 
 def _plan(fields: Sequence[Field], edits: Sequence[Edit]) -> list[_Planned]:

@@ -6,17 +6,19 @@ Must never: raise on what a header holds (only LimitHit on our bounds), or take 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from milterapp.mail import words
 from milterapp.mail.limits import LimitHit, Limits
 
-__all__ = ["Field", "Header", "scan", "unfold"]
+__all__ = ["Field", "Header", "given", "join", "scan", "unfold"]
 
 # A field is a line whose name is printable ASCII before the first blank or colon, with the lines folded onto it.
 # Possessive throughout: a line that is no field is left at its first odd byte, and nothing is looked at twice.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)(?:\n|\Z)")
 _FROM_LINES = re.compile(rb"(?:>*+From [^\n]*+(?:\n|\Z))*+")
+_FOLDED_LINES = re.compile(rb"(?:[ \t][^\n]*+\n)*+")
 _BARE_CR = re.compile(rb"\r(?!\n|\Z)")
 
 
@@ -30,14 +32,6 @@ class Field:
         self._source = source
         self._start, self._value, self._value_end, self._end = start, value, value_end, end
         self._text: str | None = None
-
-    @classmethod
-    def of(cls, name: bytes, value: bytes, line_end: bytes = b"\n") -> Field:
-        """Return a field from a name and a value apart, as a milter is given them."""
-        head = name + (b":" if value[:1] in (b" ", b"\t") else b": ")
-        end = len(head) + len(value)
-        raw = head + value + line_end
-        return cls(raw, 0, name.decode("latin-1"), len(name) + 1, end, end + len(line_end))
 
     @property
     def raw(self) -> bytes:
@@ -98,10 +92,7 @@ def scan(source: bytes, limits: Limits, start: int = 0, end: int | None = None) 
     """
     end = len(source) if end is None else end
     stop = min(end, start + limits.header_bytes + 1)
-    at = start
-    if source.startswith((b"From ", b">"), at):
-        lines = _FROM_LINES.match(source, at, stop)
-        at = lines.end() if lines else at
+    at, faults = _before(source, start, stop)
     first = at
     fields: list[Field] = []
     match = _FIELD.match
@@ -114,7 +105,7 @@ def scan(source: bytes, limits: Limits, start: int = 0, end: int | None = None) 
         at = line_end
     if at - start > limits.header_bytes or (stop < end and source.find(b"\n", at, stop) < 0):
         raise LimitHit(f"a header of more than {limits.header_bytes} bytes")
-    faults = _faults(source, first, at)
+    faults += _faults(source, first, at)
     last = at
     if source.startswith(b"\n", at, end):
         at += 1
@@ -125,6 +116,48 @@ def scan(source: bytes, limits: Limits, start: int = 0, end: int | None = None) 
     else:
         faults.append("a line in the header that is no field")
     return Header(tuple(fields), last, at, tuple(faults))
+
+
+def join(pairs: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """Return the message of fields given as (name, value) and a body, with the line ends that the values have."""
+    line_end = b"\r\n" if any(b"\r\n" in value for _, value in pairs) else b"\n"
+    return b"".join([name + _colon(value) + value + line_end for name, value in pairs] + [line_end, body])
+
+
+def _colon(value: bytes) -> bytes:
+    return b":" if value[:1] in (b" ", b"\t") else b": "
+
+
+def given(source: bytes, pairs: Sequence[tuple[bytes, bytes]], limits: Limits) -> Header:
+    """Return the header of a message that `join` made, without looking for its fields again. Raises LimitHit.
+
+    So the n-th field of a name stays that, whatever stands in it.
+    """
+    if len(pairs) > limits.header_fields:
+        raise LimitHit(f"more than {limits.header_fields} header fields")
+    found = []
+    at = 0
+    line_end = 2 if any(b"\r\n" in value for _, value in pairs) else 1
+    for name, value in pairs:
+        start = at + len(name) + 1
+        stop = at + len(name) + len(_colon(value)) + len(value)
+        found.append(Field(source, at, name.decode("latin-1").rstrip(" \t"), start, stop, stop + line_end))
+        at = stop + line_end
+    if at > limits.header_bytes:
+        raise LimitHit(f"a header of more than {limits.header_bytes} bytes")
+    return Header(tuple(found), at, at + line_end, tuple(_faults(source, 0, at)))
+
+
+def _before(source: bytes, start: int, stop: int) -> tuple[int, list[str]]:
+    """Return where the first field may begin, behind mbox `From ` lines and folded lines that continue nothing."""
+    if source.startswith((b"From ", b">"), start):
+        lines = _FROM_LINES.match(source, start, stop)
+        return (lines.end() if lines else start), []
+    if source.startswith((b" ", b"\t"), start):
+        folded = _FOLDED_LINES.match(source, start, stop)
+        if folded and _FIELD.match(source, folded.end(), stop):
+            return folded.end(), ["a folded line before the first field"]
+    return start, []
 
 
 def _faults(source: bytes, start: int, end: int) -> list[str]:

@@ -10,9 +10,10 @@ from html.entities import html5
 
 from milterapp.mail.limits import LimitHit
 
-__all__ = ["links", "to_text", "unescape"]
+__all__ = ["MOST_CHARACTERS", "links", "to_text", "unescape"]
 
-_MOST_TAGS = 200_000
+MOST_CHARACTERS = 16 << 20
+_MOST_TAGS = 100_000
 # Nothing here can fail after having read far: what is not closed goes on to the end, as it does in browsers.
 _HIDDEN = re.compile(
     r"<!--(?:-?>|.*?(?:--!?>|\Z))"
@@ -27,13 +28,12 @@ _BLOCK = (
 )
 # A quote has a meaning only behind `=`; elsewhere in a tag browsers read it as a character.
 _REST = r"(?:[^>=]++|=\s*+(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z))?+)*+(?:>|\Z)"
-_BLOCK_TAG = re.compile(rf" ?</?(?:{_BLOCK})(?=[\s/>]){_REST} ?", re.IGNORECASE)
+_BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK})(?=[\s/>]){_REST}", re.IGNORECASE)
 _CELL_TAG = re.compile(rf"</?t[dh](?=[\s/>]){_REST}", re.IGNORECASE)
 _TAG = re.compile(rf"</?[a-zA-Z]{_REST}")
 _ENTITY = re.compile(
     r"&(?:#(?P<decimal>[0-9]{1,8})|#[xX](?P<hex>[0-9a-fA-F]{1,7})|(?P<name>[A-Za-z][A-Za-z0-9]{1,31}));?"
 )
-_SPACES = str.maketrans("\t\r\n\f", "    ")
 _LINK = re.compile(
     r"\b(?:href|src|action|background)\s*+=\s*+(?:\"([^\"]{1,2048})|'([^']{1,2048})|([^\s>\"']{1,2048}))", re.IGNORECASE
 )
@@ -41,19 +41,24 @@ _LINK = re.compile(
 
 def to_text(html: str) -> str:
     """Return the text of an HTML page; scripts, styles and comments are left out. Raises LimitHit."""
+    if len(html) > MOST_CHARACTERS:
+        raise LimitHit(f"more than {MOST_CHARACTERS} characters of HTML")
     if html.count("<") > _MOST_TAGS:
         raise LimitHit(f"more than {_MOST_TAGS} HTML tags")
-    text = html.translate(_SPACES)
-    while "  " in text:
-        text = text.replace("  ", " ")
+    text = _squeezed(html.replace("\n", " ").replace("\t", " ").replace("\r", " ").replace("\f", " "), " ", 1)
     if "<" in text:
-        if "<!" in text or "<?" in text or "</" in text:
-            text = _HIDDEN.sub("", text)
+        text = _HIDDEN.sub("", text)
         text = _BLOCK_TAG.sub("\n", text)
         text = _TAG.sub("", _CELL_TAG.sub(" ", text))
-        while "\n\n\n" in text:
-            text = text.replace("\n\n\n", "\n\n")
-    return unescape(text).strip()
+        text = _squeezed(text, " ", 1).replace("\n ", "\n").replace(" \n", "\n")
+    return unescape(_squeezed(text, "\n", 2)).strip()
+
+
+def _squeezed(text: str, char: str, most: int) -> str:
+    """Return text with at most so many of a character in a row, without a list of what stands between them."""
+    while char * (most + 1) in text:
+        text = text.replace(char * (most + 1), char * most)
+    return text
 
 
 def unescape(text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from milterapp.mail import address, attachments, kinds, mime, text
 from milterapp.mail.address import Address
 from milterapp.mail.attachments import Attachment
-from milterapp.mail.fields import Field, Header, scan
+from milterapp.mail.fields import Field, Header, given, join, scan
 from milterapp.mail.lazy import Lazy
 from milterapp.mail.limits import DEFAULT, LimitHit, Limits
 from milterapp.mail.mime import Part
@@ -45,9 +45,10 @@ class Mail:
     """
 
     def __init__(self, raw: bytes, limits: Limits = DEFAULT) -> None:
+        self.raw = raw
         self.limits = limits
         self.complete = True
-        self.raw = raw
+        self._given: Sequence[tuple[bytes, bytes]] | None = None
 
     @classmethod
     def from_fields(
@@ -60,10 +61,9 @@ class Mail:
 
         Values may begin with the blank after the colon or without it, and be folded with LF or CRLF.
         """
-        line_end = b"\r\n" if any(b"\r\n" in value for _, value in fields) else b"\n"
-        pieces = [name + (b":" if value[:1] in (b" ", b"\t") else b": ") + value + line_end for name, value in fields]
-        mail = cls(b"".join([*pieces, line_end, body or b""]), limits)
+        mail = cls(join(fields, body or b""), limits)
         mail.complete = body is not None
+        mail._given = tuple(fields)
         return mail
 
     def __repr__(self) -> str:
@@ -73,6 +73,8 @@ class Mail:
 
     @Lazy
     def _scanned(self) -> Header:
+        if self._given is not None:
+            return given(self.raw, self._given, self.limits)
         return scan(self.raw, self.limits)
 
     @property
@@ -101,18 +103,25 @@ class Mail:
 
     def addresses(self, *names: str) -> tuple[Address, ...]:
         """Return the addresses of every field of those names: groups flattened, names decoded."""
+        if len(names) == 1:
+            return self._addresses(names[0].lower())
         return tuple(one for name in names for one in self._addresses(name.lower()))
 
     def _addresses(self, name: str) -> tuple[Address, ...]:
-        known = self._parsed.get(name)
+        known = self._read_addresses.get(name)
         if known is None:
-            values = self.raw_values(name)
-            known = tuple(one for value in values for one in address.parse(value, self.limits.addresses))
-            self._parsed[name] = known
+            first = len(self._reader.found)
+            for value in self.raw_values(name):
+                self._reader.read(value)
+            known = self._read_addresses[name] = tuple(self._reader.found[first:])
         return known
 
     @Lazy
-    def _parsed(self) -> dict[str, tuple[Address, ...]]:
+    def _reader(self) -> address.Reader:
+        return address.Reader(self.limits.addresses)
+
+    @Lazy
+    def _read_addresses(self) -> dict[str, tuple[Address, ...]]:
         return {}
 
     @Lazy

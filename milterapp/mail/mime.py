@@ -18,7 +18,8 @@ __all__ = ["Part", "split"]
 
 _FIRST_DASHES = re.compile(rb"(?m)^--([^\s-][^\r\n]*+)")
 _MOST_NEAR_MISSES = 100_000  # lines that begin like a boundary and are none
-_MOST_SEARCHED = 1 << 29  # bytes searched for boundaries, all levels together
+_MOST_SEARCHED = 300_000_000  # bytes searched for boundaries, all levels together
+_COST = {"quoted-printable": 3}  # what is slower to decode than others counts as more bytes
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Part:
     budget: Budget
     default_type: str = "text/plain"
     faults: list[str] = field(default_factory=list)
+    text_fault: str | None = None  # what was wrong with the charset, None while the text has not been read
 
     def __repr__(self) -> str:
         return f"Part({self.type!r}, {len(self.body)} bytes, depth={self.depth})"
@@ -107,6 +109,11 @@ class Part:
         return self.type.startswith("multipart/")
 
     @property
+    def is_text(self) -> bool:
+        """Whether it is text to be read in place."""
+        return self.type.startswith("text/") and not self.is_attachment
+
+    @property
     def is_attachment(self) -> bool:
         """Whether it is no text meant to be read in place: it has a name, says so, or is of another type."""
         if self.is_multipart:
@@ -118,46 +125,42 @@ class Part:
     @property
     def content(self) -> transfer.Buffer:
         """The body decoded from its transfer encoding; not kept. Raises LimitHit."""
-        return self._decode()[0]
+        self._bound(len(self.body) * _COST.get(self.encoding, 1))
+        return transfer.decode(self.body, self.encoding)
 
     @Lazy
     def size(self) -> int:
         """Bytes of the decoded content. Raises LimitHit."""
-        return len(self._decode()[0])
+        self._bound(len(self.body) * _COST.get(self.encoding, 1))
+        return transfer.size(self.body, self.encoding)
 
-    @Lazy
+    @property
     def text(self) -> str:
-        """The decoded content as text in its charset, line ends as LF. Raises LimitHit."""
-        return self._text[0]
-
-    @Lazy
-    def _text(self) -> tuple[str, str]:
-        content = self._decode()[0]
-        # ASCII takes one byte a character, anything else up to four.
-        width = 1 if re.compile(rb"[\x80-\xff]").search(content) is None else 4
-        most = self.budget.limits.decoded_bytes
-        self.budget.spend("decoded", len(content) * width, most, "decoded bytes")
+        """The content as text in its charset, line ends as LF; not kept. Raises LimitHit."""
+        content = self.content
         charset = self.content_types[0].first("charset") if self.content_types else ""
-        text, fault = charsets.decode(content, charset)
-        if "\r" in text:
-            text = text.replace("\r\n", "\n")
-        return text, fault
+        copies = 1 + isinstance(content, bytes) + (self.source.find(b"\r\n", self.header.body, self.end) >= 0)
+        self._bound(charsets.cost(content, charset) * copies)
+        text, self.text_fault = charsets.decode(content, charset)
+        return text.replace("\r\n", "\n") if "\r" in text else text
 
-    def _decode(self) -> tuple[transfer.Buffer, str]:
-        most = self.budget.limits.decoded_bytes
-        if self.encoding and len(self.body) > most // 3 * 4 + 4:
-            raise LimitHit(f"more than {most} decoded bytes")
-        return transfer.decode(self.body, self.encoding)
+    def _bound(self, amount: int) -> None:
+        if amount > self.budget.limits.decoded_bytes:
+            raise LimitHit(f"more than {self.budget.limits.decoded_bytes} bytes to decode")
 
     def content_faults(self) -> Iterator[str]:
         """Give what is wrong with the content: transfer encoding and, in text, the charset. Raises LimitHit."""
         if self.is_multipart:
             return
-        fault = self._decode()[1]
+        self._bound(len(self.body) * _COST.get(self.encoding, 1))
+        fault = transfer.fault(self.body, self.encoding)
         if fault:
             yield fault
-        if self.type.startswith("text/") and not self.is_attachment and self._text[1]:
-            yield self._text[1]
+        if self.is_text:
+            if self.text_fault is None:
+                _ = self.text
+            if self.text_fault:
+                yield self.text_fault
 
 
 def _value(one: Field) -> parameters.Value:
@@ -189,7 +192,7 @@ def _children(part: Part) -> list[Part]:
         part.faults.append("two content types")
     for value in part.content_types:
         part.faults.extend(value.faults)
-    if part.type in ("message/rfc822", "message/global") and part.source is not None:
+    if part.type in ("message/rfc822", "message/global"):
         return [_nested(part)]
     if not any(value.word.startswith("multipart/") for value in part.content_types):
         return []
@@ -218,7 +221,7 @@ def _nested(part: Part) -> Part:
     if part.encoding in ("base64", "quoted-printable"):
         part.faults.append("an encoded message/rfc822")
         source = bytes(part.content)
-        part.budget.spend("decoded", len(source), part.budget.limits.decoded_bytes, "decoded bytes")
+        part.budget.spend("decoded", len(source), part.budget.limits.decoded_bytes // 2, "bytes of attached messages")
         start, end = 0, len(source)
     return _part(part, source, start, end, "text/plain")
 

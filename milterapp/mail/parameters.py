@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from milterapp.mail import charsets, words
+from milterapp.mail.limits import LimitHit
 
 __all__ = ["Value", "parse"]
 
@@ -18,7 +19,8 @@ _PARAMETER = re.compile(
 )
 _QUOTED_PAIR = re.compile(r'\\(["\\])')
 _COMMENT = re.compile(r"\([^()]*+\)")
-_SECTION = re.compile(r"(?P<name>[^*]+)(?:\*(?P<number>[0-9]{1,4}))?(?P<encoded>\*)?")
+_SECTION = re.compile(r"(?P<name>[^*]++)(?:\*(?P<number>[0-9]{1,4}))?(?P<encoded>\*)?")
+_MOST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +37,26 @@ class Value:
 
 
 def parse(text: str) -> Value:
-    """Return the value of a field, unfolded and not decoded, with its parameters. Names are lower case."""
+    """Return the value of a field, unfolded and not decoded; names are in lower case. Raises LimitHit."""
     word, semicolon, _ = text.partition(";")
     word = "".join(_COMMENT.sub(" ", word).split()).lower() if "(" in word else word.strip().lower()
     if not semicolon:
         return Value(word)
-    plain: dict[str, list[str]] = {}
+    plain: dict[str, dict[str, None]] = {}
     sections: dict[str, dict[int, tuple[str, bool]]] = {}
     faults: list[str] = []
-    for match in _PARAMETER.finditer(text, len(text.partition(";")[0])):
+    for count, match in enumerate(_PARAMETER.finditer(text, text.index(";"))):
+        if count == _MOST:
+            raise LimitHit(f"more than {_MOST} parameters in one field")
         quoted = match["quoted"]
         value = match["plain"].strip() if quoted is None else _QUOTED_PAIR.sub(r"\1", quoted)
         name = match["name"].lower()
         parsed = _SECTION.fullmatch(name) if "*" in name else None
         if parsed is None or (parsed["number"] is None and not parsed["encoded"]):
-            readings = plain.setdefault(name, [])
-            if readings and value not in readings:
+            readings = plain.setdefault(name, {})
+            readings[value] = None
+            if len(readings) == 2:
                 faults.append(f"two values of {name[:40]}")
-            readings.append(value)
             continue
         number = int(parsed["number"]) if parsed["number"] is not None else -1
         one = sections.setdefault(parsed["name"], {})

@@ -5,8 +5,7 @@ Must never: read a part that is an attachment, or raise on what a part holds (on
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from milterapp.mail import hypertext
 from milterapp.mail.limits import LimitHit
@@ -15,14 +14,14 @@ from milterapp.mail.mime import Part
 __all__ = ["html_of", "text_of", "unflow"]
 
 _MOST_FLOWED = 200_000
-_SOFT_BREAK = re.compile(r"(?m)^(?P<quote>>*+)(?P<line>[^\n]*?) \n(?P=quote)(?!>) ?")
-_STUFFED = re.compile(r"(?m)^(>*+) ")
 
 
 def unflow(text: str, *, delete_blank: bool) -> str:
     """Return format=flowed text (RFC 3676) with its paragraphs on one line each. Raises LimitHit."""
-    if text.count(" \n") > _MOST_FLOWED:
-        raise LimitHit(f"more than {_MOST_FLOWED} flowed lines")
+    if " \n" not in text:
+        return text
+    if text.count("\n") > _MOST_FLOWED:
+        raise LimitHit(f"more than {_MOST_FLOWED} lines of flowed text")
     out: list[str] = []
     depth, open_paragraph = -1, False
     for line in text.split("\n"):
@@ -41,35 +40,42 @@ def unflow(text: str, *, delete_blank: bool) -> str:
     return "".join(out)
 
 
-def _texts(parts: Iterable[Part]) -> Iterator[tuple[Part, str]]:
-    for part in parts:
-        if part.type.startswith("text/") and not part.is_attachment:
-            yield part, part.text
-
-
 def text_of(parts: Iterable[Part]) -> str:
     """Return the text parts, HTML as its text, joined by line ends. Raises LimitHit."""
-    found = []
-    for part, text in _texts(parts):
-        value = part.content_types[0] if part.content_types else None
-        if part.type == "text/html":
-            found.append(hypertext.to_text(text))
-        elif value is not None and value.first("format").lower() == "flowed":
-            found.append(unflow(text, delete_blank=value.first("delsp").lower() == "yes"))
-        else:
-            found.append(text)
-    return _join(found, parts)
+    return "\n".join(_collect(parts, "text/", _read))
 
 
 def html_of(parts: Iterable[Part]) -> str:
     """Return the source of the HTML parts, joined by line ends. Raises LimitHit."""
-    return _join([text for part, text in _texts(parts) if part.type == "text/html"], parts)
+    return "\n".join(_collect(parts, "text/html", _source))
 
 
-def _join(found: list[str], parts: Iterable[Part]) -> str:
-    if len(found) == 1:
-        return found[0]
-    for part in parts:  # joining makes a second copy, which counts as much as the first
-        part.budget.spend("decoded", sum(map(len, found)), part.budget.limits.decoded_bytes, "decoded bytes")
-        break
-    return "\n".join(found)
+def _collect(parts: Iterable[Part], kind: str, read: Callable[[Part], str]) -> list[str]:
+    wanted = [part for part in parts if part.is_text and part.type.startswith(kind)]
+    found: list[str] = []
+    length = 0
+    for part in wanted:
+        most = part.budget.limits.decoded_bytes
+        if len(wanted) > 1:  # joining makes a second copy
+            most //= 2
+        if length + len(part.body) > most:
+            raise LimitHit(f"more than {most} bytes of text")
+        text = read(part)
+        length += len(text)
+        found.append(text)
+    return found
+
+
+def _source(part: Part) -> str:
+    if len(part.body) > hypertext.MOST_CHARACTERS:
+        raise LimitHit(f"more than {hypertext.MOST_CHARACTERS} bytes of HTML")
+    return part.text
+
+
+def _read(part: Part) -> str:
+    if part.type == "text/html":
+        return hypertext.to_text(_source(part))
+    value = part.content_types[0] if part.content_types else None
+    if value is not None and value.first("format").lower() == "flowed":
+        return unflow(part.text, delete_blank=value.first("delsp").lower() == "yes")
+    return part.text

@@ -1,93 +1,149 @@
 """Content-Transfer-Encodings (RFC 2045 section 6) and uuencode, decoded with what damage they have.
 
-Must never: raise, or copy a body that needs no decoding.
+Must never: raise on what a body holds (only LimitHit), or copy a body that needs no decoding.
 """
 
 from __future__ import annotations
 
 import binascii
 import re
+from itertools import islice
 
-__all__ = ["decode", "uudecode"]
+from milterapp.mail import charsets
+from milterapp.mail.limits import LimitHit
 
-_BASE64_ONLY = re.compile(rb"[A-Za-z0-9+/\s]*+=*+\s*+")
-_NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="))
-_BAD_ESCAPE = re.compile(rb"=(?![0-9A-Fa-f]{2}|\r?\n|\Z)")
-_BLANKS_AT_END = re.compile(rb"[ \t]++(?=\r?\n|\Z)")
-_UU_BEGIN = re.compile(rb"^begin [0-7]{3,4} ([^\r\n]*+)\r?\n", re.MULTILINE)
-_MOST_SEGMENTS = 1000
+__all__ = ["Buffer", "decode", "fault", "size", "uudecode"]
 
 Buffer = bytes | memoryview
 
+_CHUNK = 1 << 16
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_NOT_BASE64 = bytes(set(range(256)) - set(_ALPHABET + b"="))
+_BLANK = b" \t\r\n\v\f"
+_PADDING = re.compile(rb"[=\s]*+")
+_SOFT_BREAK_WITH_BLANKS = re.compile(rb"=[ \t]++(?=\r?\n)")
+_BAD_ESCAPE = re.compile(rb"=(?![0-9A-Fa-f]{2}|\r?\n|\Z)")
+_UU_BEGIN = re.compile(rb"^begin [0-7]{3,4} ([^\r\n]*+)\r?\n", re.MULTILINE)
+_LINE = re.compile(rb"([^\r\n]*+)\r?(?:\n|\Z)")
+_MOST_SEGMENTS = 1000
+_MOST_UU_LINES = 100_000
+_UUENCODE = ("x-uuencode", "uuencode", "x-uue", "uue")
+_NOT_ENCODED = ("", "7bit", "8bit", "binary", "7-bit", "8-bit")
 
-def decode(data: memoryview, encoding: str) -> tuple[Buffer, str]:
-    """Return (content, fault) of a body in that encoding, "" for no fault; the body itself where it is not encoded."""
-    if encoding in ("", "7bit", "8bit", "binary"):
-        return data, ""
+
+def decode(data: memoryview, encoding: str) -> Buffer:
+    """Return the content of a body in that encoding (lower case): the body itself where it has none."""
     if encoding == "base64":
         return _base64(data)
     if encoding == "quoted-printable":
-        return _quoted_printable(data)
-    if encoding in ("x-uuencode", "uuencode", "x-uue"):
-        found = uudecode(bytes(data))
-        return (found[0][1], "") if found else (data, "uuencode that cannot be read")
-    return data, f"an unknown transfer encoding {encoding[:40]!a}"
+        broken = _SOFT_BREAK_WITH_BLANKS.search(data)
+        return binascii.a2b_qp(_SOFT_BREAK_WITH_BLANKS.sub(b"=", data, _MOST_SEGMENTS * 100) if broken else data)
+    if encoding in _UUENCODE:
+        found = uudecode(data)
+        return found[0][1] if found else data
+    return data
 
 
-def _base64(data: memoryview) -> tuple[Buffer, str]:
-    if _BASE64_ONLY.fullmatch(data):
+def size(data: memoryview, encoding: str) -> int:
+    """Return how many bytes the content has, decoding only where it must."""
+    if encoding == "base64":
+        digits, damage = _count_base64(data)
+        if not damage:
+            return digits * 3 // 4
+    return len(decode(data, encoding))
+
+
+def fault(data: memoryview, encoding: str) -> str:
+    """Return what is wrong with a body in that encoding, "" for nothing."""
+    if encoding in _NOT_ENCODED:
+        return ""
+    if encoding == "base64":
+        return _count_base64(data)[1]
+    if encoding == "quoted-printable":
+        return "quoted-printable with a broken escape" if _BAD_ESCAPE.search(data) else ""
+    if encoding in _UUENCODE:
+        return "" if uudecode(data) else "uuencode that cannot be read"
+    return f"an unknown transfer encoding {encoding[:40]!a}"
+
+
+def _count_base64(data: memoryview) -> tuple[int, str]:
+    """Return (digits, fault): what is no digit must be blanks, and padding at the end."""
+    digits = 0
+    found = ""
+    for at in range(0, len(data), _CHUNK):
+        chunk = bytes(data[at : at + _CHUNK])
+        rest = chunk.translate(None, _ALPHABET)
+        digits += len(chunk) - len(rest)
+        rest = rest.translate(None, _BLANK)
+        if rest:
+            first = chunk.find(b"=")
+            if rest.strip(b"=") or _PADDING.fullmatch(data, at + first) is None:
+                found = "base64 with characters or padding where none belong"
+            break
+    if not found and digits % 4 == 1:
+        found = "base64 that ends within a byte"
+    return digits, found
+
+
+def _base64(data: memoryview) -> bytes:
+    if not _count_base64(data)[1]:
         try:
-            return binascii.a2b_base64(data), ""
-        except binascii.Error:
-            pass
-    clean = bytes(data).translate(None, _NOT_BASE64)
+            return binascii.a2b_base64(data)
+        except binascii.Error:  # the padding is missing; more of it than is needed does no harm
+            return binascii.a2b_base64(bytes(data) + b"==")
     # Some readers stop at the padding and some go on behind it: go on, so that nothing hides there.
-    pieces = [piece for piece in clean.split(b"=", _MOST_SEGMENTS) if piece]
-    if len(pieces) > _MOST_SEGMENTS:
-        pieces[-1] = pieces[-1].replace(b"=", b"")
+    segments = sum(bytes(data[at : at + _CHUNK]).count(b"=") for at in range(0, len(data), _CHUNK))
+    dropped = _NOT_BASE64 + (b"=" if segments > _MOST_SEGMENTS else b"")
+    clean = bytearray()
+    for at in range(0, len(data), _CHUNK):
+        clean += bytes(data[at : at + _CHUNK]).translate(None, dropped)
     out = []
-    for piece in pieces:
-        whole = piece[: len(piece) - 1] if len(piece) % 4 == 1 else piece
-        out.append(binascii.a2b_base64(whole + b"=" * (-len(whole) % 4)))
-    return b"".join(out), "base64 with characters or padding where none belong"
-
-
-def _quoted_printable(data: memoryview) -> tuple[Buffer, str]:
-    content: Buffer = data
-    if _BLANKS_AT_END.search(data):
-        content = _BLANKS_AT_END.sub(b"", bytes(data))
-    fault = "quoted-printable with a broken escape" if _BAD_ESCAPE.search(content) else ""
-    return binascii.a2b_qp(content), fault
-
-
-def uudecode(data: bytes) -> list[tuple[str, bytes]]:
-    """Return (name, content) of each uuencoded file in a text; lines that cannot be read end the file."""
-    found: list[tuple[str, bytes]] = []
     at = 0
-    while (begin := _UU_BEGIN.search(data, at)) is not None and len(found) < _MOST_SEGMENTS:
-        at = begin.end()
+    while at < len(clean):
+        stop = clean.find(b"=", at)
+        stop = len(clean) if stop < 0 else stop
+        out.append(_digits(memoryview(clean)[at:stop]))
+        at = stop + 1
+    return b"".join(out)
+
+
+def _digits(piece: memoryview) -> bytes:
+    """Return the bytes of digits alone, as many as there are whole ones."""
+    whole = len(piece) // 4 * 4
+    rest = bytes(piece[whole:]) if len(piece) % 4 > 1 else b""
+    tail = binascii.a2b_base64(rest + b"=" * (4 - len(rest))) if rest else b""
+    return binascii.a2b_base64(piece[:whole]) + tail
+
+
+def uudecode(data: Buffer) -> list[tuple[str, bytes]]:
+    """Return (name, content) of each uuencoded file in a text; a line that cannot be read ends its file.
+
+    Raises LimitHit for too many lines of it.
+    """
+    found: list[tuple[str, bytes]] = []
+    lines = at = 0
+    for begin in islice(_UU_BEGIN.finditer(data), _MOST_SEGMENTS):
+        if begin.start() < at:
+            continue
         out = []
-        while at < len(data):
-            stop = data.find(b"\n", at)
-            line = data[at : stop if stop >= 0 else len(data)].rstrip(b"\r")
-            if line.startswith(b"end") or not line or not 32 <= line[0] <= 96:
-                break
-            at = stop + 1 if stop >= 0 else len(data)
+        at = begin.end()
+        while (match := _LINE.match(data, at)) and (line := match[1]):
+            lines += 1
+            if lines > _MOST_UU_LINES:
+                raise LimitHit(f"more than {_MOST_UU_LINES} lines of uuencode")
             length = (line[0] - 32) & 63
-            if not length:
+            if not length or line == b"end" or not 32 < line[0] <= 96 or not (decoded := _uu_line(line, length)):
                 break
-            out.append(_uu_line(line, length))
+            out.append(decoded)
+            at = match.end()
         if out:
-            found.append((begin[1].decode("utf-8", "replace"), b"".join(out)))
+            found.append((charsets.guess(begin[1].strip()), b"".join(out)))
     return found
 
 
 def _uu_line(line: bytes, length: int) -> bytes:
+    """Return the bytes of one line, as many as it says; b"" where it cannot be read."""
     try:
-        return binascii.a2b_uu(line)
-    except binascii.Error:  # blanks at the end cut off, or rubbish behind it: as many bytes as the line says
-        encoded = line[: 1 + (length + 2) // 3 * 4]
-        try:
-            return binascii.a2b_uu(encoded)
-        except binascii.Error:
-            return b""
+        return binascii.a2b_uu(line[: 1 + (length + 2) // 3 * 4])
+    except binascii.Error:
+        return b""
