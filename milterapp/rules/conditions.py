@@ -86,10 +86,10 @@ class AddressField(Sought):
     parts: ClassVar[Read] = {
         "": ("address", lambda one, _: (one.address,)),
         "address": ("text", lambda one, _: (one.address,)),
-        "localpart": ("localpart", lambda one, _: (one.local,)),
+        "localpart": ("localpart", lambda one, _: (one.local,) if one.local else ()),
         "detail": ("text", lambda one, facts: _detail(one.local, facts.delimiter)),
-        "domain": ("domain", lambda one, _: (one.domain,)),
-        "name": ("text", lambda one, _: (one.display,)),
+        "domain": ("domain", lambda one, _: (one.domain,) if one.domain else ()),
+        "name": ("text", lambda one, _: (one.display,) if one.display else ()),
     }
 
     def show(self, occurrence: Any) -> str:

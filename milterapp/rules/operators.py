@@ -237,6 +237,7 @@ class Test:
             for part, operators in self.parts
             for operator in operators
         ]
+        words += [f"{part} exists" for part, operators in self.parts if not operators]
         if self.exists is not None:
             words.append("exists" if self.exists else "does not exist")
         if self.count is not None:

@@ -129,7 +129,7 @@ def read_test(node: Node, decoder: RuleDecoder, kind: str, parts: Mapping[str, s
         elif word in parts:
             below = _part(value, decoder, parts[word], case=case)
             failed = failed or below is None
-            found += [(word, below)] if below else []
+            found += [] if below is None else [(word, below)]
         elif word in allowed:
             one = _operator(word, value, decoder, kind, case=case)
             failed = failed or one is None
@@ -155,23 +155,29 @@ def _part(node: Node, decoder: RuleDecoder, kind: str, *, case: bool) -> tuple[O
         one = _operator("is", node, decoder, kind, case=case)
         return None if one is None else (one,)
     case = _flag(node, "case", decoder) or case
+    exists = _flag(node, "exists", decoder)
+    if exists is False:
+        decoder.fail(node.place, "`exists: no` of a part, expected `exists: yes` or nothing; see `not`")
+        return None
     allowed = ALLOWED[kind]
     found: list[Operator] = []
     failed = False
     for key, value in node.pairs:
-        if key.value == "case":
+        if key.value in ("case", "exists"):
             continue
         if key.value not in allowed:
-            hint = near_miss(key.value, allowed)
-            decoder.fail(key.place, f"unknown operator {key.value!r}{hint}; known: {', '.join(allowed)}")
+            known = (*allowed, "exists", "case")
+            hint = near_miss(key.value, known)
+            decoder.fail(key.place, f"unknown operator {key.value!r}{hint}; known: {', '.join(known)}")
             failed = True
             continue
         one = _operator(key.value, value, decoder, kind, case=case)
         failed = failed or one is None
         found += [one] if one else []
-    if not found and not failed:
+    if not found and not failed and not exists:
         decoder.fail(node.place, "nothing is asked here, expected an operator such as contains")
-    return None if failed or not found else tuple(found)
+        failed = True
+    return None if failed else tuple(found)
 
 
 def _flag(node: MappingNode, key: str, decoder: RuleDecoder) -> bool | None:

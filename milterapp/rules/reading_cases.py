@@ -22,7 +22,7 @@ Found = tuple[Expectation, ...]
 NAMES = ("rule", "no_rule")
 HEADERS = ("add_header", "set_header")
 TEXTS = ("remove_header", "prefix_subject")
-KEYS = (*WORDS, *HEADERS, *TEXTS, *NAMES)
+KEYS = (*WORDS, *HEADERS, *TEXTS, "edit", *NAMES)
 
 
 def read_cases(node: Node, decoder: Decoder, rules: Sequence[str]) -> tuple[tuple[Place, Case], ...]:
