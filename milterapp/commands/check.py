@@ -1,0 +1,117 @@
+"""`milterapp check`: are rules and configuration valid, their tests met, and what can this machine enforce?
+
+Must never: change anything, or stop at the first problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+
+from milterapp.commands import configuration, rule_files, site_file
+from milterapp.commands.failure import UNMET, Failure
+from milterapp.commands.rule_files import Rules
+from milterapp.delivery import linux
+from milterapp.settings import Settings
+
+__all__ = ["arguments", "run"]
+
+_WORST_FIRST = (os.EX_DATAERR, os.EX_CONFIG, os.EX_NOINPUT, UNMET, os.EX_OK)
+
+# The least ABI of Landlock for what a rule script may not do, with seccomp beside it; landlock(7).
+_SANDBOX = ((6, "full"), (2, "good"), (0, "basic"))
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="rule files, or folders with rule files below them")
+    parser.add_argument("--site", action="store_true", help="the files are site rules; without PATH, the site's")
+    site_file.argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check everything and print the problems; return the worst exit code."""
+    codes = [os.EX_OK]
+    settings = Settings()
+    try:
+        settings = configuration.load(options.config)
+    except Failure as failure:
+        codes.append(_failed(failure))
+    for path, site in _files(options, settings, codes):
+        try:
+            rules = rule_files.site(path) if site and not options.paths else rule_files.named([path], site=site)
+        except Failure as failure:
+            codes.append(_failed(failure))
+        else:
+            codes.append(_report(path, rules))
+    if not options.paths and not options.site:
+        codes += _own(settings)
+    print(f"this machine: {_sandbox()}")
+    return min(codes, key=_WORST_FIRST.index)
+
+
+def _files(options: argparse.Namespace, settings: Settings, codes: list[int]) -> Iterator[tuple[str, bool]]:
+    """Yield each rule file with whether it holds site rules; what cannot be read adds to the codes."""
+    if not options.paths:
+        if options.site or os.access(settings.milter.rules, os.R_OK):
+            yield settings.milter.rules, True
+        return
+    for path in options.paths:
+        if not os.path.isdir(path):
+            yield path, options.site or rule_files.is_site_file(path)
+            continue
+        try:
+            found = list(rule_files.below(path))
+            if not found:
+                raise Failure(os.EX_NOINPUT, f"{path}: there are no rule files (*.yaml) below it")
+            yield from ((file, options.site or site) for file, site in found)
+        except Failure as failure:
+            codes.append(_failed(failure))
+
+
+def _own(settings: Settings) -> Sequence[int]:
+    """Check the caller's own rules, where there are any."""
+    user = rule_files.user_of(None)
+    path = os.path.join(user.home, settings.delivery.personal_rules)
+    if not os.path.lexists(path):
+        return ()
+    try:
+        return (_report(path, rule_files.own(user, settings.delivery.personal_rules)),)
+    except Failure as failure:
+        return (_failed(failure),)
+
+
+def _report(path: str, rules: Rules) -> int:
+    """Print what was found; return its exit code."""
+    for problem in rules.found:
+        print(problem)
+    if rules.policy is None:
+        return os.EX_DATAERR
+    if rules.failed:
+        return UNMET
+    print(f"{path}: {_count(len(rules.policy.rules), 'rule')}, {_count(len(rules.policy.tests), 'test')}, all well")
+    return os.EX_OK
+
+
+def _failed(failure: Failure) -> int:
+    for line in failure.lines:
+        print(line)
+    return failure.code
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _sandbox() -> str:
+    """Return what the kernel can enforce on what a person wrote, in words."""
+    abi = linux.landlock_abi()
+    try:
+        with open("/proc/sys/kernel/seccomp/actions_avail", encoding="ascii") as file:
+            seccomp = "errno" in file.read().split()
+    except OSError:
+        seccomp = False
+    level = next(word for least, word in _SANDBOX if abi >= least) if seccomp else "basic"
+    landlock = f"Landlock ABI {abi}" if abi else "no Landlock"
+    return f"sandbox {level} ({landlock}, {'seccomp' if seccomp else 'no seccomp'})"

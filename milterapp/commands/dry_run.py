@@ -1,0 +1,77 @@
+"""What milter and agent would make of a message: the same engine, the same answers to what could not be told.
+
+Must never: carry anything out, or decide in another way than the edges do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from milterapp.delivery import replies
+from milterapp.mail.envelope import Envelope, Stage
+from milterapp.mail.message import Mail
+from milterapp.milter.reply import FAULT
+from milterapp.rules.decide import decide
+from milterapp.rules.decision import Decision, Keep, SendReply, Verdict
+from milterapp.rules.facts import Facts
+from milterapp.rules.policy import Policy
+from milterapp.rules.problem import Problem
+from milterapp.rules.stages import drive
+from milterapp.settings import Settings
+
+__all__ = ["as_postfix_has_it", "broken", "personal", "site"]
+
+
+def as_postfix_has_it(raw: bytes, *, site: bool) -> bytes:
+    """Return the message with the line ends it would arrive with: CRLF at the milter, LF at the agent."""
+    lines = raw.replace(b"\r\n", b"\n")
+    return lines.replace(b"\n", b"\r\n") if site else lines
+
+
+def site(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now: datetime) -> Decision:
+    """Return what the site's rules come to, stage by stage, as the milter asks them. now: aware."""
+    mail = Mail(raw, settings.limits)
+    decision = drive(policy, mail, envelope, now=now, delimiter=settings.delivery.recipient_delimiter)
+    if not decision.could_not_tell:
+        return decision
+    if settings.milter.on_error == "accept":
+        return replace(decision, verdict=Verdict.ACCEPT, edits=(), reply=None)
+    return replace(decision, verdict=Verdict.DEFER, edits=(), reply=FAULT)
+
+
+def personal(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now: datetime) -> Decision:
+    """Return what one recipient's rules come to, as the agent asks them. now: aware."""
+    mail = Mail(raw, settings.limits)
+    delimiter = settings.delivery.recipient_delimiter
+    facts = Facts(
+        stage=Stage.BODY,
+        envelope=envelope,
+        recipient=envelope.recipients[0],
+        mail=mail,
+        now=now,
+        delimiter=delimiter,
+    )
+    decision = decide(policy, facts)
+    if decision.could_not_tell:
+        return _unusable(decision, settings)
+    refused = replies.refusal(mail, envelope, (), delimiter=delimiter)
+    deliveries = tuple(
+        replace(one, refused=one.refused or refused) if isinstance(one, SendReply) else one
+        for one in decision.deliveries
+    )
+    return replace(decision, deliveries=deliveries)
+
+
+def broken(problems: tuple[Problem, ...], settings: Settings, *, site: bool) -> Decision:
+    """Return what becomes of mail while its rules have problems; the site's keep the milter from starting."""
+    decision = Decision(problems=problems, could_not_tell="the rules have problems")
+    if site:
+        return replace(decision, verdict=Verdict.DEFER)
+    return _unusable(decision, settings)
+
+
+def _unusable(decision: Decision, settings: Settings) -> Decision:
+    if settings.delivery.broken_rules == "keep":
+        return replace(decision, verdict=Verdict.NONE, edits=(), deliveries=(Keep(implicit=True),))
+    return replace(decision, verdict=Verdict.DEFER, edits=(), deliveries=())
