@@ -19,7 +19,7 @@ from milterapp.commands import configuration, site_file
 from milterapp.commands.failure import Failure, reason
 from milterapp.postfix import attachment
 from milterapp.postfix.plan import elements, notes
-from milterapp.postfix.postconf import Configuration, NoPostfix, PostfixError, Service, read
+from milterapp.postfix.postconf import Configuration, NoPostfix, PostfixError, Service, is_running, read
 from milterapp.postfix.record import load
 from milterapp.postfix.wiring import STATUS_FILE, STATUS_TABLE, Site, Wanted
 from milterapp.settings import DeliverySettings, Settings
@@ -130,7 +130,7 @@ def _apply(site: Site, postfix: Configuration, settings: Settings, *, reload: bo
         print("nothing to do: milterapp is attached already")
     elif not reload:
         print("now: postfix reload")
-    elif attachment.is_running(postfix.directory):
+    elif is_running(postfix.queue):
         attachment.reload(postfix.directory)
         print("Postfix has read it")
     if not _is_socket(settings.milter.socket):
@@ -150,7 +150,7 @@ def _undo(postfix: Configuration) -> int:
         print(f"taken out, but for milterapp-keep and milterapp-cleanup: {len(done.waiting)} queued messages need them")
         print(f"({shown}); `postqueue -f`, and once they are delivered `milterapp setup --undo` again")
     else:
-        if attachment.is_running(postfix.directory):
+        if is_running(postfix.queue):
             attachment.reload(postfix.directory)
         print("taken out")
     return os.EX_OK

@@ -15,6 +15,7 @@ from milterapp.postfix.postconf import (
     Configuration,
     PostfixError,
     Service,
+    is_running,
     postfix,
     read,
     write_main,
@@ -23,7 +24,7 @@ from milterapp.postfix.postconf import (
 from milterapp.postfix.record import FILES, RECORD, Original, Record, digest, load, remove, replace_file, save
 from milterapp.postfix.wiring import KEEPERS, MILTER, STATUS_FILE, STATUS_TABLE, TRANSPORT, Site, Wanted, wanted
 
-__all__ = ["Undone", "apply", "goal_of", "is_running", "reload", "undo"]
+__all__ = ["Undone", "apply", "goal_of", "reload", "undo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,14 @@ def apply(site: Site, configuration: Configuration) -> Changes:
     save(directory, record)
     replace_file(table, STATUS_TABLE.encode())
     try:
+        for name, data in before.items():
+            if data and not data.endswith(b"\n"):  # postconf(1) would write on in that line
+                replace_file(os.path.join(directory, name), data + b"\n")
         write_services(directory, changes.services)
         write_main(directory, changes.main)
-        check = postfix(directory, "check")
-        if check.returncode != 0:
-            raise PostfixError(f"Postfix refuses the new configuration: {check.stderr.strip()}")
+        status, said = postfix(directory, "check")
+        if status != 0:
+            raise PostfixError(f"Postfix refuses the new configuration, all is as it was: {said or status}")
     except PostfixError:
         for name, data in before.items():
             replace_file(os.path.join(directory, name), data)
@@ -94,7 +98,7 @@ def undo(configuration: Configuration) -> Undone:
         _take_out(record, directory, detach({}, services, {}, keep_keepers=True).gone, keepers)
         record = _left(replace(record, ours={}), directory)
         save(directory, record)
-        if is_running(directory):
+        if is_running(configuration.queue):
             reload(directory)
         waiting = queue.named(configuration.queue, "milterapp-keep")
         if waiting:
@@ -104,16 +108,11 @@ def undo(configuration: Configuration) -> Undone:
     return Undone(found=True)
 
 
-def is_running(directory: str) -> bool:
-    """Return whether this Postfix runs."""
-    return postfix(directory, "status").returncode == 0
-
-
 def reload(directory: str) -> None:
     """Have a running Postfix read its configuration. Raises PostfixError."""
-    done = postfix(directory, "reload")
-    if done.returncode != 0:
-        raise PostfixError(f"postfix reload: {done.stderr.strip() or done.returncode}")
+    status, said = postfix(directory, "reload")
+    if status != 0:
+        raise PostfixError(f"postfix reload: {said or status}")
 
 
 def _take_out(record: Record, directory: str, keys: Iterable[str], stay: Iterable[Service]) -> None:

@@ -11,7 +11,17 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Configuration", "NoPostfix", "PostfixError", "Service", "postfix", "read", "write_main", "write_services"]
+__all__ = [
+    "Configuration",
+    "NoPostfix",
+    "PostfixError",
+    "Service",
+    "is_running",
+    "postfix",
+    "read",
+    "write_main",
+    "write_services",
+]
 
 _ADMINISTRATION = "/usr/sbin:/usr/local/sbin:/sbin"  # where postconf(1) is, also for a PATH without it
 
@@ -107,33 +117,68 @@ def write_services(directory: str, given: Iterable[Service], gone: Iterable[str]
         _run(["-c", directory, "-M", "-X", *keys])
 
 
-def postfix(directory: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run postfix(1), such as `check` or `reload`, and return how it ended. Raises NoPostfix."""
-    return _start("postfix", ["-c", directory, *command])
+def postfix(directory: str, *command: str) -> tuple[int, str]:
+    """Run postfix(1), such as `check` or `reload`; return its exit status and what it said. Raises NoPostfix.
+
+    It says why only to a terminal (postlog(1)), so it gets one.
+    """
+    terminal, other_end = os.openpty()
+    try:
+        process = subprocess.Popen(
+            [_program("postfix"), "-c", directory, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=other_end,
+            stderr=other_end,
+            env=_environment(),
+        )
+    finally:
+        os.close(other_end)
+    said = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            said += chunk
+    except OSError:  # EIO: the last holder of the other end is gone
+        pass
+    finally:
+        os.close(terminal)
+    return process.wait(), said.decode("utf-8", "replace").replace("\r\n", "\n").strip()
+
+
+def is_running(queue: str) -> bool:
+    """Return whether the Postfix of a queue directory runs: its master(8) writes its process id there."""
+    try:
+        with open(os.path.join(queue, "pid/master.pid"), encoding="ascii") as file:
+            pid = int(file.read(32))
+        with open(f"/proc/{pid}/comm", encoding="ascii") as file:
+            return file.read().strip() == "master"
+    except (OSError, ValueError):
+        return False
 
 
 def _run(arguments: Sequence[str]) -> str:
-    done = _start("postconf", arguments)
+    done = subprocess.run(
+        [_program("postconf"), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode != 0:
         raise PostfixError(done.stderr.strip() or f"postconf {' '.join(arguments)}: exit status {done.returncode}")
     return done.stdout
 
 
-def _start(program: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    path = shutil.which(program) or shutil.which(program, path=_ADMINISTRATION)
+def _program(name: str) -> str:
+    path = shutil.which(name) or shutil.which(name, path=_ADMINISTRATION)
     if path is None:
-        raise NoPostfix(f"no Postfix here: {program}(1) is neither on PATH nor in {_ADMINISTRATION}")
-    environment = {**os.environ, "LC_ALL": "C"}
-    environment.pop("MAIL_CONFIG", None)
-    return subprocess.run(
-        [path, *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
+        raise NoPostfix(f"no Postfix here: {name}(1) is neither on PATH nor in {_ADMINISTRATION}")
+    return path
+
+
+def _environment() -> dict[str, str]:
+    return {**{name: value for name, value in os.environ.items() if name != "MAIL_CONFIG"}, "LC_ALL": "C"}
 
 
 def _settings(text: str) -> dict[str, str]:

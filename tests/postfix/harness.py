@@ -8,6 +8,7 @@ virtual(8), as if it were the rest of the world. Nothing here waits without a de
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ CONFIGURATION = Path("/etc/postfix")
 MAILLOG = Path("/var/log/maillog")
 ELSEWHERE = Path("/var/mail/elsewhere")
 SITE_RULES = Path("/etc/milterapp/rules.yaml")
+NO_RULES = "rules:\n  - name: none\n    if:\n      client: 203.0.113.255\n    then: accept\n"
 _SOCKETS = {
     "milter": Path("/var/spool/postfix/milterapp/milter"),
     "monitor": Path("/run/milterapp/monitor/socket"),
@@ -129,6 +131,7 @@ class Site:
 
     def start(self) -> None:
         """Start milterapp's services, then Postfix."""
+        self.site_rules("")
         for name in SERVICES:
             self.start_service(name)
         self.postfix("start")
@@ -214,6 +217,10 @@ class Site:
             raise AssertionError(f"milterapp {' '.join(arguments)}: {done.returncode}\n{done.stderr.decode()}")
         return done
 
+    def run(self, *command: str) -> str:
+        """Run a command of Postfix or of the system as root; return what it printed."""
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
     # What a test begins with
 
     def reset(self) -> None:
@@ -242,10 +249,7 @@ class Site:
         """Give the site its in-line rules and have the milter read them; "" for none."""
         if text == self._site_rules:
             return
-        if text:
-            SITE_RULES.write_text(text)
-        else:
-            SITE_RULES.unlink(missing_ok=True)
+        SITE_RULES.write_text(text or NO_RULES)
         self._site_rules = text
         if "milter" in self._services:
             self.stop_service("milter")
@@ -259,6 +263,12 @@ class Site:
         file.write_text(text)
         for path in (folder, file):
             shutil.chown(path, user, user)
+
+    def forward_file(self, user: str, text: str) -> None:
+        """Give a user a ~/.forward."""
+        file = Path(f"/home/{user}/.forward")
+        file.write_text(text)
+        shutil.chown(file, user, user)
 
     def aliases(self, aliases: Mapping[str, str]) -> None:
         """Set the aliases beside postmaster's."""
@@ -282,12 +292,8 @@ class Site:
     ) -> Answer:
         """Send a message over SMTP from a client address of loopback; return what Postfix answered."""
         refused: dict[str, tuple[int, str]] = {}
-        with smtplib.SMTP(local_hostname=helo, source_address=(client, 0), timeout=60) as smtp:
-            code, text = smtp.connect("127.0.0.1", 25)
-            if code == 220:
-                code, text = smtp.ehlo()
-            if code == 250:
-                code, text = smtp.mail(sender, [])
+        with self.connection(client, helo) as smtp:
+            code, text = smtp.mail(sender, [])
             if code != 250:
                 return Answer(code, text.decode())
             for one in recipients:
@@ -301,6 +307,13 @@ class Site:
                     code, text = error.smtp_code, error.smtp_error if isinstance(error.smtp_error, bytes) else b""
             said = text.decode()
             return Answer(code, said, said.rpartition("queued as ")[2] if code == 250 else "", refused)
+
+    @contextlib.contextmanager
+    def connection(self, client: str = OUTSIDE, helo: str = "client.example") -> Iterator[smtplib.SMTP]:
+        """Give an SMTP connection from a client address of loopback, greeted."""
+        with smtplib.SMTP("127.0.0.1", 25, helo, timeout=60, source_address=(client, 0)) as smtp:
+            smtp.ehlo()
+            yield smtp
 
     def sendmail(
         self, data: bytes, recipients: Sequence[str], *, sender: str | None = None, user: str = "bob"
@@ -377,6 +390,10 @@ class Site:
     def folders(self, user: str) -> dict[str, list[bytes]]:
         """Return a user's mail by folder, `""` the inbox; folders without mail are not there."""
         return mailboxes.folders(Path(f"/home/{user}"), Path(f"/var/mail/{user}"))
+
+    def mailbox(self, user: str) -> list[bytes]:
+        """Return the messages in the mbox of any account."""
+        return mailboxes.mbox(Path(f"/var/mail/{user}"))
 
     def inbox(self, user: str) -> list[bytes]:
         """Return the messages in a user's inbox."""
