@@ -11,6 +11,7 @@ from milterapp.mail.envelope import Stage
 from milterapp.rules.actions import Action, ForwardTo
 from milterapp.rules.beside import run_tests
 from milterapp.rules.clauses import AllOf, Clause, Present, captured, leaves, own_lists
+from milterapp.rules.decision import Verdict
 from milterapp.rules.decode import Missing
 from milterapp.rules.document import parse
 from milterapp.rules.lists import NamedList
@@ -129,7 +130,24 @@ def _rules(node: Node, decoder: RuleDecoder) -> tuple[Rule, ...]:
         rule = _rule(item, decoder, names)
         if rule is not None:
             rules.append(rule)
+    if decoder.site:
+        _warn_late(rules, decoder)
     return tuple(rules)
+
+
+def _warn_late(rules: list[Rule], decoder: RuleDecoder) -> None:
+    """Warn of a refusal for one recipient that waits for an earlier rule, and then is one for all."""
+    late = next(
+        (at for at, rule in enumerate(rules) if rule.ends and not rule.observe and rule.stage > Stage.RCPT), None
+    )
+    for rule in rules[late + 1 :] if late is not None else ():
+        if rule.one_recipient and rule.verdict in (Verdict.REJECT, Verdict.DEFER) and not rule.observe:
+            first = rules[late or 0]
+            decoder.warn(
+                rule.place,
+                f"the rule {rule.name!r} refuses one recipient, but {first.name!r} before it needs {first.stage.word}"
+                " and could end the rules first, so all recipients would be refused; move it up",
+            )
 
 
 def _rule(node: Node, decoder: RuleDecoder, names: dict[str, Place]) -> Rule | None:

@@ -56,14 +56,15 @@ class SiteSession:
         self.policy = policy
         self.delimiter = delimiter
         self._connection = Envelope()
-        self._refused: Decision | None = None
+        # What connection or HELO settled for every message to come, and where.
+        self._settled: dict[Stage, Decision] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget the message; connection and HELO stay."""
         self._envelope = self._connection
         self._now: datetime | None = None
-        self._message: Decision | None = self._refused
+        self._message: Decision | None = next(iter(self._settled.values()), None)
         self._seen: Evaluation | None = None
         # Every recipient named: its decision at rcpt where it was settled there, None where it is still decided for.
         self._recipients: dict[str, Decision | None] = {}
@@ -71,20 +72,22 @@ class SiteSession:
 
     def connect(self, client: str, client_name: str, local: bool) -> Answer:  # noqa: FBT001 - the fact itself
         """Take the client: its address, "" for none, its verified name, "" for none, whether it is this host."""
-        self._refused = None
+        self._settled = {}
         self._connection = Envelope(client=client, client_name=client_name, local=local)
         self.reset()
         return self._early(Stage.CONNECT)
 
     def helo(self, name: str) -> Answer:
         """Take the name of HELO or EHLO."""
+        self._settled.pop(Stage.HELO, None)  # a client says it anew after STARTTLS
         self._connection = replace(self._connection, helo=name)
-        self._envelope = self._connection
+        self.reset()
         return self._early(Stage.HELO)
 
     def mail(self, sender: str, login: str, tls: bool, now: datetime | None = None) -> Answer:  # noqa: FBT001
         """Take the envelope sender, "" for the null sender; login: SASL user or ""; now: the time of this attempt."""
-        self._envelope = replace(self._envelope, sender=sender, login=login, tls=tls)
+        self.reset()
+        self._envelope = replace(self._connection, sender=sender, login=login, tls=tls)
         self._now = now
         return self._early(Stage.MAIL)
 
@@ -145,7 +148,7 @@ class SiteSession:
             if decision.settled:
                 self._message = decision
                 if stage < Stage.MAIL:
-                    self._refused = decision
+                    self._settled[stage] = decision
         return Answer() if self._message is None else _answer(self._message)
 
     def _live(self) -> tuple[str, ...]:
