@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from milterapp.commands.failure import Failure
 from milterapp.mail.envelope import Envelope, split_address, split_detail
+from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 
 __all__ = ["Assumed", "arguments", "envelope_of"]
@@ -46,6 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def envelope_of(options: argparse.Namespace, mail: Mail, user: str, delimiter: str) -> Assumed:
     """Return the envelope. user: whose rules they are, "" for the site's. Raises Failure 64."""
+    try:
+        return _envelope(options, mail, user, delimiter)
+    except LimitHit as limit:  # the header cannot be read whole, so it stands in for nothing
+        assumed = _envelope(options, Mail(b""), user, delimiter)
+        return Assumed(assumed.envelope, (*assumed.notes, str(limit)))
+
+
+def _envelope(options: argparse.Namespace, mail: Mail, user: str, delimiter: str) -> Assumed:
     notes: list[str] = []
     sender = options.sender
     if sender is None:

@@ -58,14 +58,15 @@ def run(options: argparse.Namespace) -> int:
         options, Mail(raw, settings.limits), user.name if user else "", settings.delivery.recipient_delimiter
     )
     decision = _decide(rules, raw, assumed.envelope, settings, options)
+    edited = apply(given, decision.edits, settings.limits) if decision.edits else given
     if options.json:
         print(json.dumps(decision.to_json(), indent=2))
     else:
         print(show.decision(decision, assumed, colour=show.colour_wanted()))
         if options.diff:
-            print(show.diff(given, apply(given, decision.edits)))
+            print(show.diff(given, edited))
     if output is not None:
-        _write(output, apply(given, decision.edits), options.output)
+        _write(output, edited, options.output)
     if rules.policy is None:
         return os.EX_DATAERR
     met = _as_expected(decision, options.expect)
