@@ -1,0 +1,122 @@
+"""`milterapp milter`: the in-line milter, as a service: drops to its account, loads the rules, supervises its workers.
+
+Must never: read the configuration with privileges (`handover` has a child do that), serve as root, or start without
+rules that pass their own tests.
+
+The service is this module as a program of its own, `python -I -m milterapp.commands.milter SETTINGS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import json
+import os
+import sys
+from typing import NoReturn
+
+from milterapp import log
+from milterapp.commands import handover, site_file
+from milterapp.commands.failure import Failure, reason
+from milterapp.delivery import linux
+from milterapp.mail.limits import Limits
+from milterapp.settings import Accounts, MilterSettings
+
+__all__ = ["arguments", "main", "run"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    site_file.argument(parser)
+
+
+def run(options: argparse.Namespace) -> NoReturn:
+    """Become the service. Raises Failure 66, 70 or 78."""
+    handover.start("milterapp.commands.milter", options.config)
+
+
+def main(argv: list[str]) -> int:
+    """Serve with the settings of the one argument until told to stop; return an exit code of sysexits(3)."""
+    try:
+        given = json.loads(argv[0])
+        settings = MilterSettings(**given["milter"])
+        limits = Limits(**given["limits"])
+        account = Accounts(**given["accounts"]).milter
+        delimiter = str(given["delivery"]["recipient_delimiter"])
+        log.configure(given["log"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise Failure(os.EX_USAGE, f"expected the settings as JSON, made by `milterapp milter`: {error!r}") from None
+    _drop(settings, account)
+    return _serve(settings, limits, delimiter)
+
+
+def _drop(settings: MilterSettings, account: str) -> None:
+    """Become the milter's account; as root, see to the socket's directory first. Raises Failure."""
+    try:
+        if os.geteuid() == 0:
+            _directory(os.path.dirname(settings.socket), linux.account(account), settings.socket_group)
+        linux.drop_to_account(account)
+    except linux.PrivilegeError as error:
+        raise Failure(os.EX_NOPERM, str(error)) from error
+    except OSError as error:
+        raise Failure(os.EX_CONFIG, f"{error.filename or settings.socket}: {reason(error)}") from error
+    if os.geteuid() == 0:
+        raise Failure(os.EX_NOPERM, f"does not serve as root; start it as {account}, or set accounts.milter")
+
+
+def _directory(path: str, account: linux.Account, group: str) -> None:
+    """Make the socket's directory where there is none: the account's, entered by the group, which its files inherit.
+
+    One that is there is left as it is; it might be somebody else's. Raises OSError.
+    """
+    try:
+        gid = grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Failure(os.EX_CONFIG, f"milter.socket_group: there is no group {group!r}") from None
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(directory, account.uid, gid)
+        os.fchmod(directory, 0o2750)
+    finally:
+        os.close(directory)
+
+
+def _serve(settings: MilterSettings, limits: Limits, delimiter: str) -> int:
+    """Load the rules and serve. Raises Failure."""
+    from milterapp.milter.listening import Busy
+    from milterapp.milter.site_rules import read_site_rules
+    from milterapp.milter.supervisor import Supervisor
+
+    os.umask(0o077)
+    policy, problems = read_site_rules(settings.rules)
+    for one in problems:
+        log.get("milter").warning("rules" if policy else "rules refused", problem=str(one))
+    if policy is None:
+        code = os.EX_DATAERR if os.path.exists(settings.rules) else os.EX_NOINPUT
+        raise Failure(code, *problems, f"{settings.rules}: not started; `milterapp check --site` says the same")
+    supervisor = Supervisor(settings, limits, lambda: read_site_rules(settings.rules), policy, delimiter=delimiter)
+    try:
+        return supervisor.run()
+    except Busy as error:
+        raise Failure(os.EX_TEMPFAIL, str(error)) from error
+    except KeyError:
+        raise Failure(os.EX_CONFIG, f"milter.socket_group: there is no group {settings.socket_group!r}") from None
+    except OSError as error:
+        raise Failure(os.EX_OSERR, f"{error.filename or settings.socket}: {reason(error)}") from error
+
+
+def _program() -> NoReturn:
+    try:
+        code = main(sys.argv[1:])
+    except Failure as failure:
+        failure.tell()
+        code = failure.code
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    _program()

@@ -1,0 +1,70 @@
+"""The message as it comes in over the milter protocol, piece by piece, within the limits.
+
+Must never: hold more of a message than the limits allow, or forget that a limit was hit.
+"""
+
+from __future__ import annotations
+
+from milterapp.mail.limits import LimitHit, Limits
+from milterapp.mail.message import Mail
+
+__all__ = ["Collector"]
+
+
+class Collector:
+    """Header fields and body of one message. A limit that is hit is raised later, when the message is asked for."""
+
+    __slots__ = ("_body", "_fields", "_limits", "hit", "size")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self.size = 0
+        self.hit = ""
+
+    def field(self, name: bytes, value: bytes) -> None:
+        """Take one header field; value as libmilter gives it, folded with LF, with or without its leading blank."""
+        if self.hit:
+            return
+        self.size += len(name) + len(value) + 3
+        if len(self._fields) >= self._limits.header_fields:
+            self._stop(f"more than {self._limits.header_fields} header fields")
+        elif self.size > self._limits.header_bytes:
+            self._stop(f"a header of more than {self._limits.header_bytes} bytes")
+        else:
+            self._fields.append((name, value))
+
+    def body(self, chunk: bytes) -> None:
+        """Take the next piece of the body."""
+        if self.hit:
+            return
+        self.size += len(chunk)
+        if self.size > self._limits.message_bytes:
+            self._stop(f"a message of more than {self._limits.message_bytes} bytes")
+        else:
+            self._body.append(chunk)
+
+    def _stop(self, why: str) -> None:
+        self.hit = why
+        self._fields.clear()
+        self._body.clear()
+
+    def header(self) -> Mail:
+        """Return the message so far, its body unknown. Raises LimitHit."""
+        if self.hit:
+            raise LimitHit(self.hit)
+        return Mail.from_fields(self._fields, self._limits)
+
+    def message(self) -> Mail:
+        """Return the whole message, and let go of the pieces. Raises LimitHit."""
+        if self.hit:
+            raise LimitHit(self.hit)
+        pieces: list[bytes] = []
+        for name, value in self._fields:
+            blank = b"" if value[:1] in (b" ", b"\t") else b" "
+            pieces.append(name + b":" + blank + value.replace(b"\n", b"\r\n") + b"\r\n")
+        pieces.append(b"\r\n")
+        pieces += self._body
+        self._body.clear()
+        return Mail(b"".join(pieces), self._limits)

@@ -1,0 +1,308 @@
+"""One SMTP connection as the milter sees it: what was said so far, what the rules make of it, what is answered.
+
+Must never: import pymilter (session does), keep anything of one message for the next, refuse a recipient of a message
+that did not come over SMTP, or let an exception decide.
+
+`accept` and `discard` are said at DATA at the earliest, though they may be settled long before: DATA is the first step
+that knows the queue id, an ACCEPT before would end filtering for every recipient, and the message is not sent to us
+all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+
+from milterapp.mail.limits import LimitHit, Limits
+from milterapp.mail.message import Mail
+from milterapp.milter.apply import Call, calls_for
+from milterapp.milter.collect import Collector
+from milterapp.milter.event import Happening
+from milterapp.milter.plan import Plan, Step
+from milterapp.milter.reply import FAULT
+from milterapp.rules.decision import Decision, Reply, Verdict
+from milterapp.rules.policy import Policy
+from milterapp.rules.stages import Answer, SiteSession
+
+__all__ = ["CONTINUE", "Context", "Conversation", "Said", "Say"]
+
+
+class Say(Enum):
+    """What libmilter can be told. ACCEPT and DISCARD are for the whole message."""
+
+    CONTINUE = "continue"
+    ACCEPT = "accept"
+    REJECT = "reject"
+    DEFER = "defer"
+    DISCARD = "discard"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer to one step; reply with REJECT and DEFER, calls at the end of a message only."""
+
+    say: Say
+    reply: Reply | None = None
+    calls: tuple[Call, ...] = ()
+
+
+CONTINUE = Said(Say.CONTINUE)
+_SKIP = Said(Say.SKIP)
+_GATES = frozenset({"data", "eoh", "eom"})
+_REFUSALS = {Verdict.REJECT: Say.REJECT, Verdict.DEFER: Say.DEFER}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all connections of a worker share. on_error: accept or defer. delimiter: Postfix's recipient_delimiter."""
+
+    policy: Policy
+    plan: Plan
+    limits: Limits
+    on_error: str = "defer"
+    delimiter: str = "+"
+
+
+class Conversation:
+    """One connection. answers: the steps at which an answer can be given, the others are one-way.
+
+    Each step returns Said; `happened` collects what there is to log, the caller takes it away.
+    """
+
+    def __init__(self, context: Context, answers: frozenset[Step], *, blank: str = " ") -> None:
+        self.context = context
+        self.site = SiteSession(context.policy, delimiter=context.delimiter)
+        self.happened: list[Happening] = []
+        self.queue_id = ""
+        self.helo_name = ""
+        self.client = ""
+        self.client_name = ""
+        self._answers = answers
+        self._blank = blank
+        self._smtp = True
+        # What was found at connect or HELO outlives the message.
+        self._lasting_fault = ""
+        self._lasting: dict[Step, Said] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sender = ""
+        self.recipients: list[str] = []
+        self.login = ""
+        self.queue_id = ""
+        self._in_mail = False
+        self._final: Said | None = None  # what this message was told; from there on it is told nothing else
+        self._unsettled = 0  # recipients for whom the rules want to know more
+        self._waits = False  # something is to be carried out at the end of the message, and no earlier
+        self._settled = False
+        self._pending = next(iter(self._lasting.values()), None)
+        self._fault = self._lasting_fault
+        self._came_as: dict[str, str] = {}
+        self._collected = Collector(self.context.limits)
+        self._mail: Mail | None = None
+        self._refused = False
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    def connect(self, client_name: str, client: str, *, local: bool, smtp: bool) -> Said:
+        """Begin. client: IP address, "" where local. smtp: False where no recipient can be refused (cleanup(8))."""
+        self.client, self.client_name, self._smtp = client, client_name, smtp
+        return self._hear("connect", self.site.connect(client, client_name, local))
+
+    def helo(self, name: str, *, unheard: bool = False) -> Said:
+        """Take HELO or EHLO, which may come more than once. unheard: what is said now reaches nobody, keep it."""
+        self.helo_name = name
+        self._lasting.pop("helo", None)
+        return self._hear("helo", self.site.helo(name), unheard=unheard)
+
+    @property
+    def awaits_helo(self) -> bool:
+        """Tell whether HELO may come next."""
+        return not self._in_mail or self._final is not None
+
+    def mail(self, sender: str, login: str, *, tls: bool) -> Said:
+        """Begin a message, whatever became of the one before."""
+        self.end()
+        self._clear()
+        self.sender, self.login, self._in_mail = sender, login, True
+        if self._fault:
+            return self._fail("mail")
+        if self._pending is not None:
+            return self._say("mail", self._pending)
+        return self._hear("mail", self.site.mail(sender, login, tls, datetime.now(UTC)))
+
+    def rcpt(self, address: str, as_given: str) -> Said:
+        """Take one recipient. as_given: what delrcpt wants to hear, brackets included."""
+        self.recipients.append(address)
+        self._came_as[address] = as_given
+        if self._fault:
+            return self._fail("rcpt")
+        if self._pending is not None:
+            return self._say("rcpt", self._pending)
+        answer = self.site.rcpt(address)
+        if answer.verdict not in _REFUSALS:
+            self._unsettled += not answer.settled
+            self._waits = self._waits or answer.pending
+        return self._hear("rcpt", answer)
+
+    def data(self) -> Said:
+        """Take DATA: the envelope is complete."""
+        if self._fault:
+            return self._fail("data")
+        if self._pending is not None:
+            return self._say("data", self._pending)
+        if self._unsettled or self._waits or "data" not in self._answers:
+            return CONTINUE
+        return self._conclude("data")
+
+    def field(self, name: bytes, value: bytes) -> None:
+        """Take one header field. It is never answered."""
+        if self._in_mail:
+            self._collected.field(name, value)
+
+    def end_of_header(self) -> Said:
+        """Take the end of the header."""
+        if self._fault:
+            return self._fail("eoh")
+        if self._pending is not None:
+            return self._say("eoh", self._pending)
+        if self._collected.hit:
+            return self.fault("eoh", LimitHit(self._collected.hit))
+        self._join()
+        if not self._settled or self._waits or "eoh" not in self._answers:
+            return CONTINUE
+        return self._conclude("eoh")
+
+    def _join(self) -> None:
+        """Have the rules look at the header, which also makes one decision of those for single recipients."""
+        self._mail = self._collected.header()
+        answer = self.site.headers(self._mail)
+        self._settled, self._waits = answer.settled, answer.pending
+
+    def body(self, chunk: bytes) -> Said:
+        """Take a piece of the body; SKIP where no more of it is of interest."""
+        if self._settled or self._fault or self._final or not self._in_mail:
+            return _SKIP
+        self._collected.body(chunk)
+        return _SKIP if self._collected.hit else CONTINUE
+
+    def end_of_message(self) -> Said:
+        """Give the final answer, with the calls that carry it out."""
+        if self._final is not None or not self._in_mail:
+            return self._final or Said(Say.ACCEPT)
+        if self._fault:
+            return self._fail("eom")
+        if self._pending is not None:
+            return self._say("eom", self._pending)
+        if self._collected.hit:
+            return self.fault("eom", LimitHit(self._collected.hit))
+        if self._mail is None:
+            self._join()
+        if not self._settled and self.context.plan.body:
+            self._mail = self._collected.message()
+            self.site.body(self._mail)
+        return self._conclude("eom")
+
+    def end(self) -> None:
+        """Take the end of a message that did not get to its end: RSET, the next MAIL, the connection's end."""
+        if self._in_mail and self._final is None and self._refused:
+            self._log(self.site.decision(), self._fault)
+        self._in_mail = False
+
+    # -- the answers ---------------------------------------------------------------------------------------------------
+
+    def _hear(self, step: Step, answer: Answer, *, unheard: bool = False) -> Said:
+        """Refuse where the rules refuse; every other answer waits for DATA or later."""
+        if answer.could_not_tell:
+            return self.fault(step, LimitHit(answer.could_not_tell))
+        if answer.verdict not in _REFUSALS:
+            return CONTINUE
+        said = Said(_REFUSALS[answer.verdict], answer.reply)
+        if not self._in_mail:
+            self._lasting[step] = said
+        return CONTINUE if unheard else self._say(step, said)
+
+    def _conclude(self, step: Step) -> Said:
+        """Say what the decision is, now that nothing can change it."""
+        decision = self.site.decision()
+        if decision.could_not_tell:
+            return self.fault(step, LimitHit(decision.could_not_tell))
+        if decision.verdict in _REFUSALS:
+            return self._close(decision, Said(_REFUSALS[decision.verdict], decision.reply))
+        live = [one for one in decision.recipients if one.verdict not in _REFUSALS]
+        if decision.verdict is Verdict.DISCARD or (live and all(one.verdict is Verdict.DISCARD for one in live)):
+            return self._close(decision, Said(Say.DISCARD))
+        calls = calls_for(decision, self._mail, self._came_as, blank=self._blank)
+        return self._close(decision, Said(Say.ACCEPT, calls=calls))
+
+    def _say(self, step: Step, said: Said) -> Said:
+        """Refuse now, or at the first step that can. What is said at RCPT is said to one recipient."""
+        if not self._can(step):
+            self._pending = said
+            return CONTINUE
+        if step == "rcpt":
+            self._refused = True
+            return said
+        return self._close(self.site.decision(), said)
+
+    def _can(self, step: Step) -> bool:
+        if step == "rcpt" and not self._smtp:
+            return False
+        return step in self._answers or step == "eom"
+
+    def _close(self, decision: Decision, said: Said, fault: str = "") -> Said:
+        self._final = Said(said.say, said.reply)
+        self._log(decision, fault)
+        return said
+
+    def _log(self, decision: Decision, fault: str = "") -> None:
+        self.happened.append(
+            Happening(
+                queue_id=self.queue_id,
+                client=self.client,
+                client_name=self.client_name,
+                helo=self.helo_name,
+                login=self.login,
+                sender=self.sender if self._in_mail else None,
+                recipients=tuple(self.recipients),
+                decision=decision,
+                fault=fault,
+                answer=(self._final.say if self._final else Say.DEFER).value if fault else "",
+            )
+        )
+
+    # -- faults --------------------------------------------------------------------------------------------------------
+
+    def fault(self, step: Step, error: BaseException) -> Said:
+        """Answer a step that could not be decided, as on_error says: a limit of ours, or a fault.
+
+        Edits that failed half-way are deferred whatever on_error says.
+        """
+        if self._final is not None and step == "eom":
+            self.happened.clear()
+            return self._close(Decision(), Said(Say.DEFER, FAULT), f"edits: {error}")
+        self.note_fault(step, error)
+        return self._fail(step)
+
+    def note_fault(self, step: Step, error: BaseException) -> None:
+        """Keep a fault that cannot be answered now; the next step that can does."""
+        words = str(error) if isinstance(error, LimitHit) else f"{type(error).__name__}: {error}"
+        self._fault = f"{step}: {words}"
+        if not self._in_mail:
+            self._lasting_fault = self._fault
+
+    def _fail(self, step: Step) -> Said:
+        """Say what on_error says, at the first step that can: `defer` at once, `accept` once the queue id is known."""
+        if self._final is not None:
+            return self._final if self._can(step) else CONTINUE
+        if not self._can(step):
+            return CONTINUE
+        if self.context.on_error == "accept":
+            return self._close(Decision(), Said(Say.ACCEPT), self._fault) if step in _GATES else CONTINUE
+        said = Said(Say.DEFER, FAULT)
+        if step == "rcpt":
+            self._refused = True
+            return said
+        return self._close(Decision(), said, self._fault)

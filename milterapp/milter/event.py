@@ -1,0 +1,76 @@
+"""What the log says of one message: who, what matched, what was answered, how long it took. Nothing of the message.
+
+Must never: log a body, a header value or an edit's text beyond its header's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+from milterapp.mail.edits import Edit
+from milterapp.rules.decision import Decision, Verdict
+
+__all__ = ["Happening", "fields_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """A message, or a refusal before there was one.
+
+    sender: None before MAIL. fault: why the rules did not decide; answer: what was said then.
+    """
+
+    queue_id: str
+    client: str
+    client_name: str
+    helo: str
+    login: str
+    sender: str | None
+    recipients: tuple[str, ...]
+    decision: Decision
+    fault: str = ""
+    answer: str = ""
+
+
+def fields_of(happening: Happening, observers: Set[str], milliseconds: Mapping[str, float]) -> dict[str, Any]:
+    """Return the event's fields in reading order; what there is nothing to say of is None and left out.
+
+    observers: the names of the rules that only observe.
+    """
+    decision = happening.decision
+    return {
+        "queue_id": happening.queue_id or "NOQUEUE",
+        "client": happening.client or "local",
+        "client_name": happening.client_name or None,
+        "helo": happening.helo or None,
+        "login": happening.login or None,
+        "sender": None if happening.sender is None else f"<{happening.sender}>",
+        "recipients": list(happening.recipients) or None,
+        "verdict": decision.verdict.value if not happening.fault else happening.answer,
+        "reply": None if decision.reply is None else str(decision.reply),
+        "stage": None if decision.stage is None else decision.stage.word,
+        "rules": [one for one in decision.matched if one not in observers] or None,
+        "would_have": [one for one in decision.matched if one in observers] or None,
+        "refused": _recipients(decision, Verdict.REJECT, Verdict.DEFER),
+        "removed": _recipients(decision, Verdict.DISCARD),
+        "exempt": _recipients(decision, Verdict.ACCEPT),
+        "edits": [_edit(one) for one in decision.edits] or None,
+        "hold": decision.hold_reason or None if decision.verdict is Verdict.HOLD else None,
+        "fault": happening.fault or None,
+        "ms": round(sum(milliseconds.values()), 2),
+        "ms_by_step": {step: round(spent, 2) for step, spent in milliseconds.items() if spent >= 0.01} or None,
+    }
+
+
+def _recipients(decision: Decision, *verdicts: Verdict) -> list[str] | None:
+    """Return the recipients for which the rules had an answer that is not the message's."""
+    others = [one for one in decision.recipients if one.verdict is not decision.verdict]
+    return [one.address for one in others if one.verdict in verdicts] or None
+
+
+def _edit(edit: Edit) -> str:
+    said = edit.to_json()
+    name = said.get("name")
+    return f"{said['action']}:{name}" if name else str(said["action"])

@@ -1,0 +1,71 @@
+"""What the milter asks the mail server for: the steps, replies and macros that the loaded rules need, and no more.
+
+Must never: leave out a step that a rule reads, or a reply where a rule could answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from milterapp.mail.envelope import Stage
+from milterapp.rules.actions import PrefixSubject, RemoveHeader, SetHeader
+from milterapp.rules.policy import Policy
+
+__all__ = ["MACROS", "Plan", "Step", "plan_for"]
+
+Step = str  # connect, helo, mail, rcpt, data, header, eoh, body; the names of libmilter's callbacks
+
+# By step, the macros that are asked for. `i` is the queue id: at connect only cleanup(8) knows it, and then the message
+# comes from sendmail(1) or the queue, where no recipient can be refused.
+MACROS: dict[Step, str] = {
+    "connect": "i",
+    "helo": "{tls_version}",
+    "mail": "{auth_authen} {tls_version}",
+    "rcpt": "i",
+    "data": "i",
+    "eoh": "i",
+    "eom": "i",
+}
+
+_EDITS = (PrefixSubject, RemoveHeader, SetHeader)  # what is changed must be known; what is added need not
+_READS: dict[Stage, Step] = {
+    Stage.CONNECT: "connect",
+    Stage.HELO: "helo",
+    Stage.MAIL: "mail",
+    Stage.RCPT: "rcpt",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """steps: what is wanted; answers: the steps of these at which rules may have an answer, the others go unanswered.
+
+    body: some rule reads the body. headers: some rule reads or edits the header. observers: rules that only observe.
+    """
+
+    steps: frozenset[Step]
+    answers: frozenset[Step]
+    headers: bool
+    body: bool
+    observers: frozenset[str] = frozenset()
+
+
+def plan_for(policy: Policy) -> Plan:
+    """Return what a policy needs. Client, sender and recipients are always wanted, for the log."""
+    stages = policy.stages
+    headers = policy.reads_headers or any(type(one) in _EDITS for rule in policy.rules for one in rule.actions)
+    steps: set[Step] = {"connect", "mail", "rcpt"}
+    # A rule without conditions answers at connect already.
+    answers: set[Step] = {"connect"} | {step for stage, step in _READS.items() if stage in stages}
+    steps |= answers
+    if max(stages, default=Stage.CONNECT) <= Stage.RCPT or stages & set(_READS):
+        steps.add("data")  # the first step that knows the queue id, and the last chance not to be sent the message
+        answers.add("data")
+    if headers:
+        steps |= {"header", "eoh"}
+        answers.add("eoh")
+    if policy.reads_body:
+        steps.add("body")
+        answers.add("body")
+    observers = frozenset(rule.name for rule in policy.rules if rule.observe)
+    return Plan(frozenset(steps), frozenset(answers), headers, policy.reads_body, observers)

@@ -1,0 +1,54 @@
+"""The site's rules from their file, with the lists beside it, validated and tested, or the reasons why not.
+
+Must never: take rules that somebody but root and the milter's account could have written, or whose own tests fail.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from milterapp.rules.beside import run_tests
+from milterapp.rules.load import load
+from milterapp.rules.policy import Policy
+from milterapp.rules.problem import Place, Problem
+
+__all__ = ["read_site_rules"]
+
+_MOST = 4 * 1024 * 1024  # bytes of the rules, and of each list
+
+
+def read_site_rules(path: str) -> tuple[Policy | None, tuple[Problem, ...]]:
+    """Return the policy, None where a problem that is no warning was found, and every problem."""
+    folder = os.path.dirname(path)
+
+    def read_list(name: str) -> bytes:
+        return _read(os.path.join(folder, name))
+
+    try:
+        source = _read(path)
+    except OSError as error:
+        return None, (Problem(Place(path), f"cannot be used: {error.strerror or error}"),)
+    policy, problems = load(source, path, site=True, read_list=read_list)
+    if policy is None:
+        return None, tuple(problems)
+    failed = run_tests(policy)
+    problems = (*problems, *failed)
+    return (None if any(not one.warning for one in failed) else policy), problems
+
+
+def _read(path: str) -> bytes:
+    """Return what a file holds. Raises OSError, also for one that others could have written."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is no plain file")
+        if found.st_uid not in (0, os.geteuid()):
+            raise OSError(f"{path} belongs to uid {found.st_uid}, expected: chown root")
+        if found.st_mode & 0o022:
+            raise OSError(f"{path} can be written by others, expected: chmod go-w")
+        source = file.read(_MOST + 1)
+    if len(source) > _MOST:
+        raise OSError(f"{path} is larger than {_MOST} bytes")
+    return source

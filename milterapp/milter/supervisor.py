@@ -1,0 +1,227 @@
+"""The supervisor: holds the socket and the rules, forks the workers, replaces those that die, changes rules under way.
+
+Must never: speak the milter protocol, start a thread (it forks), or give up rules that work for rules that do not.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from milterapp import log
+from milterapp.mail.limits import Limits
+from milterapp.milter import worker
+from milterapp.milter.control import Control
+from milterapp.milter.conversation import Context
+from milterapp.milter.listening import Listening
+from milterapp.milter.notify import notify
+from milterapp.milter.plan import plan_for
+from milterapp.rules.policy import Policy
+from milterapp.rules.problem import Problem
+from milterapp.settings import MilterSettings
+
+__all__ = ["Load", "Supervisor"]
+
+Load = Callable[[], tuple[Policy | None, Sequence[Problem]]]
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_PATIENCE = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker's place is filled again, by failures in a row
+_SHORT_LIFE = 5.0  # seconds; a worker that died younger is a failure in a row
+_START = 10.0  # seconds a new worker has to say that it is ready
+_STOP = 25.0  # seconds that connections have to end when we are to stop; Postfix answers the rest with 4xx
+
+
+@dataclass
+class _Worker:
+    """One child. channel: closed, it tells the worker to finish its connections and end."""
+
+    pid: int
+    channel: socket.socket | None
+    started: float = field(default_factory=time.monotonic)
+    leaving: bool = False
+
+    def leave(self) -> None:
+        """Let it finish."""
+        self.leaving = True
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+
+
+class Supervisor:
+    """settings, limits: the site's. load: reads rules and runs their tests; (None, problems) where they are no good."""
+
+    def __init__(
+        self, settings: MilterSettings, limits: Limits, load: Load, policy: Policy, *, delimiter: str = "+"
+    ) -> None:
+        self._log = log.get("milter")
+        self._settings = settings
+        self._load = load
+        self._context = Context(policy, plan_for(policy), limits, settings.on_error, delimiter)
+        self._count = settings.workers or len(os.sched_getaffinity(0))
+        self._workers: dict[int, _Worker] = {}
+        self._failures = 0
+        self._not_before = 0.0
+        self._stopping = False
+        self._loaded = time.time()
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; return an exit code. Raises OSError, KeyError and Busy of Listening."""
+        with Listening(self._settings.socket, self._settings.socket_group) as self._listening:
+            reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+            for one in _SIGNALS:
+                signal.signal(one, lambda *_: None)
+            self._control = Control(self._listening.directory, self._listening.name)
+            try:
+                self._fill()
+                if not self._are_ready(self._serving()):
+                    self._log.error("no worker started")
+                    return os.EX_SOFTWARE
+                self._log.info("ready", workers=len(self._workers), socket=self._settings.socket)
+                notify("READY=1")
+                self._serve(reading)
+            finally:
+                self._control.close()
+                self._stop()
+        return os.EX_OK
+
+    def _serve(self, reading: int) -> None:
+        while not self._stopping:
+            missing = self._count - len(self._serving())
+            wait = max(0.0, self._not_before - time.monotonic()) if missing > 0 else None
+            ready, _, _ = select.select([reading, self._control.fileno()], [], [], wait)
+            if reading in ready:
+                self._hear(set(os.read(reading, 512)))
+            if self._control.fileno() in ready:
+                self._control.answer({"reload": self._reload, "status": self._status})
+            self._reap()
+            if not self._stopping:
+                self._fill()
+
+    def _hear(self, signals: set[int]) -> None:
+        if signals & {signal.SIGTERM, signal.SIGINT}:
+            self._stopping = True
+        elif signal.SIGHUP in signals:
+            self._reload()
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+
+    def _serving(self) -> list[_Worker]:
+        return [one for one in self._workers.values() if not one.leaving]
+
+    def _fill(self) -> None:
+        """Fork what is missing, unless workers just died young."""
+        if time.monotonic() >= self._not_before:
+            for _ in range(self._count - len(self._serving())):
+                self._fork()
+
+    def _fork(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._control.let_go()
+            for other in self._workers.values():
+                if other.channel is not None:
+                    other.channel.close()  # or it would not hear when we are gone
+            worker.run(self._context, self._listening, theirs)
+        theirs.close()
+        self._workers[pid] = _Worker(pid, ours)
+
+    @staticmethod
+    def _are_ready(workers: Sequence[_Worker]) -> bool:
+        """Wait until these serve, who were just forked. False where one has died or is too slow."""
+        deadline = time.monotonic() + _START
+        for one in workers:
+            assert one.channel is not None  # noqa: S101 - for the type; none of them is leaving
+            one.channel.settimeout(max(0.1, deadline - time.monotonic()))
+            try:
+                if one.channel.recv(1) != worker.READY:
+                    return False
+            except OSError:
+                return False
+        return True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            dead = self._workers.pop(pid, None)
+            if dead is None:
+                continue
+            if dead.channel is not None:
+                dead.channel.close()
+            if not dead.leaving:
+                young = time.monotonic() - dead.started < _SHORT_LIFE
+                self._failures = min(self._failures + 1, len(_PATIENCE) - 1) if young else 0
+                self._not_before = time.monotonic() + _PATIENCE[self._failures]
+                self._log.error("worker died", pid=pid, status=os.waitstatus_to_exitcode(status))
+
+    def _stop(self) -> None:
+        """Let the workers finish their connections, and end those that do not in time."""
+        notify("STOPPING=1")
+        self._listening.close()
+        for one in self._workers.values():
+            one.leave()
+        deadline = time.monotonic() + _STOP
+        while self._workers and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(0.05)
+        for pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self._log.info("stopped", cut_off=len(self._workers))
+
+    # -- rules ---------------------------------------------------------------------------------------------------------
+
+    def _reload(self) -> dict[str, object]:
+        """Take the rules as they are now, if they are good; return what the control socket answers."""
+        notify("RELOADING=1")
+        try:
+            policy, problems = self._load()
+            said = [str(problem) for problem in problems]
+        except Exception as error:  # noqa: BLE001 - whatever the new rules do to us, the old ones stay
+            self._log.exception("rules not read")
+            policy, said = None, [f"{type(error).__name__}: {error}"]
+        for text in said:
+            self._log.warning("rules" if policy else "rules refused", problem=text)
+        if policy is None:
+            self._log.error("the rules are no good, those from before stay", problems=len(said))
+            notify("READY=1")
+            return {"done": False, "problems": said}
+        before, old = self._context, self._serving()
+        self._context = replace(before, policy=policy, plan=plan_for(policy))
+        for _ in range(self._count):
+            self._fork()
+        fresh = [one for one in self._serving() if one not in old]
+        if not self._are_ready(fresh):
+            self._context = before
+            for one in fresh:
+                one.leave()
+            self._log.error("no worker started with the new rules, those from before stay")
+            notify("READY=1")
+            return {"done": False, "problems": [*said, "no worker started with the new rules"]}
+        for one in old:
+            one.leave()
+        self._loaded = time.time()
+        self._log.info("reloaded", rules=len(policy.rules), workers=len(fresh))
+        notify("READY=1")
+        return {"done": True, "problems": said}
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "rules": len(self._context.policy.rules),
+            "loaded": int(self._loaded),
+            "workers": [one.pid for one in self._serving()],
+            "leaving": [one.pid for one in self._workers.values() if one.leaving],
+        }
