@@ -200,6 +200,14 @@ def _wait(pid: int) -> None:
         pass  # it was taken with the others
 
 
+def make_folder(path: str, owner: linux.Account, group: int) -> None:
+    """Make the folder of the socket where it is missing and this is root; one that exists is the site's own matter."""
+    if os.geteuid() == 0 and not os.path.lexists(path):
+        os.makedirs(path, 0o755)
+        os.chown(path, owner.uid, group)
+        os.chmod(path, 0o2750)  # noqa: S103 - the set-gid bit gives the socket the client's group
+
+
 def listen(path: str) -> socket.socket:
     """Return the listening socket, in place of one that a former monitor left. Raises OSError.
 
@@ -235,7 +243,8 @@ def run(text: str, *, zygote: Sequence[str] = (), resolver: Sequence[str] = ()) 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MOST * _DESCRIPTORS)), hard))
     try:
-        peers = frozenset({linux.account(accounts["pipe"]).uid})
+        client = linux.account(accounts["pipe"])
+        make_folder(os.path.dirname(own["socket"]), linux.account(accounts["monitor"]), client.gid)
         account = linux.keep_capabilities(accounts["monitor"])
         seccomp.install(seccomp.service(own["min_uid"], own["min_gid"], own["gids"]))
         linux.undumpable()
@@ -246,7 +255,7 @@ def run(text: str, *, zygote: Sequence[str] = (), resolver: Sequence[str] = ()) 
         return os.EX_CONFIG
     log("info", "ready", uid=account.uid, socket=own["socket"], landlock=linux.landlock_abi())
     Monitor(
-        settings, listener, peers, log,
+        settings, listener, frozenset({client.uid}), log,
         zygote=zygote or program("milterapp.delivery.zygote", text),
         resolver=resolver or program("milterapp.delivery.resolver", text),
     ).run()  # fmt: skip

@@ -227,7 +227,11 @@ def start(argv: list[str], load: Callable[[Mapping[str, Any]], Serve]) -> int:
     floors = Floors.from_site(settings)
     if not seccomp.filtered():
         seccomp.install(floors.filter())
-    serve = load(settings)
+    try:
+        serve = load(settings)
+    except Exception as error:  # noqa: BLE001 - an installation that is broken; the log says how, mail waits
+        log("error", "cannot import", error=f"{type(error).__name__}: {error}")
+        return os.EX_SOFTWARE
     gc.collect()
     gc.freeze()  # what is here stays shared with the agents
     with socket.socket(fileno=3) as control:

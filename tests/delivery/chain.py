@@ -25,6 +25,13 @@ PIPE_PROGRAM = pipe.__file__
 STANDIN = str(Path(__file__).with_name("standin.py"))
 MESSAGE = b"From: a@example.org\n\nhello\n"
 
+_CONNECT = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(sys.argv[1])
+socket.send_fds(socket.socket(fileno=int(sys.argv[2])), [b"x"], [connection.fileno()])
+"""
+
 
 class Submit(threading.Thread):
     """A submit that takes every request, tells what came, and answers what the test says."""
@@ -70,9 +77,9 @@ class Submit(threading.Thread):
 
 
 class Chain:
-    """The processes. Accounts are bare numbers, so that nothing needs to be made."""
+    """The processes. Accounts are bare numbers, so that nothing needs to be made. real: with people's agents."""
 
-    def __init__(self, **delivery: Any) -> None:
+    def __init__(self, *, real: bool = False, **delivery: Any) -> None:
         self.folder = tempfile.mkdtemp(prefix="milterapp-chain-")
         os.chmod(self.folder, 0o755)
         os.mkdir(f"{self.folder}/monitor")
@@ -90,7 +97,7 @@ class Chain:
         self._clients: list[subprocess.Popen[bytes]] = []
         with open(self.log_path, "wb") as log:
             self.monitor = subprocess.Popen(
-                [sys.executable, "-I", STANDIN, json.dumps(dataclasses.asdict(settings)), "monitor"],
+                [sys.executable, "-I", STANDIN, json.dumps(dataclasses.asdict(settings)), "monitor", *["real"] * real],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         self.wait("ready")
@@ -152,21 +159,22 @@ class Chain:
     def connect(self) -> socket.socket:
         """Return a connection to the monitor, made with the uid of the pipe client."""
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            os.setresgid(PIPE, PIPE, PIPE)
-            os.setresuid(PIPE, PIPE, PIPE)
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            connection.connect(self.socket)
-            socket.send_fds(theirs, [b"x"], [connection.fileno()])
-            os._exit(0)
-        theirs.close()
-        _, descriptors, _, _ = socket.recv_fds(mine, 1, 1)
-        os.waitpid(pid, 0)
-        mine.close()
+        with mine, theirs:
+            subprocess.run(
+                ["/usr/bin/python3", "-I", "-S", "-c", _CONNECT, self.socket, str(theirs.fileno())],
+                user=PIPE, group=PIPE, extra_groups=[], pass_fds=[theirs.fileno()], check=True, timeout=20,
+            )  # fmt: skip
+            _, descriptors, _, _ = socket.recv_fds(mine, 1, 1)
         connection = socket.socket(fileno=descriptors[0])
         connection.settimeout(20)
         return connection
+
+    def home(self, uid: int) -> Path:
+        """Make and return the home of a user."""
+        home = Path(self.folder) / "home" / f"u{uid}"
+        home.mkdir(parents=True, mode=0o755)
+        os.chown(home, uid, uid)
+        return home
 
     def children(self) -> list[int]:
         """Return the processes that the monitor has, all the way down."""

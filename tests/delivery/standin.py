@@ -1,7 +1,7 @@
 """Programs that stand at the other ends of the monitor in its tests: real processes that speak the same datagrams.
 
-`standin.py SETTINGS ROLE`: monitor (the real one, told to execute these), zygote (the real one, with an agent that does
-what the queue id says), resolver (`u20001@…` is uid 20001; what else it says stands in `recipients`).
+`standin.py SETTINGS ROLE`: monitor (the real one, told to execute these; `monitor real` has real agents), zygote (the
+real one, with an agent that does what the queue id says), resolver (`u20001@…` is uid 20001; more in `special`).
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def serve(control: socket.socket, home: str, user: str) -> None:
     os._exit(0)
 
 
-def resolver() -> int:
-    """Be a resolver that needs no accounts."""
+def resolver(folder: str) -> int:
+    """Be a resolver that needs no accounts; homes are below the folder."""
     linux.drop_capabilities()
     special: Mapping[str, tuple[int, int]] = {"root": (0, 0), "low": (999, 20001), "disk": (20001, 6)}
     control = socket.socket(fileno=3)
@@ -136,7 +136,7 @@ def resolver() -> int:
                 "name": name,
                 "uid": uid,
                 "gid": gid,
-                "home": f"/nonexistent/{name}",
+                "home": f"{folder}/home/{name}",
                 "extension": extension,
             }
             wire.send(control, "USER", {**user, "id": number, "extension": extension})
@@ -149,10 +149,11 @@ def main(argv: list[str]) -> int:
     """Be what argv[2] says."""
     if argv[2] == "monitor":
         own = [sys.executable, "-I", os.path.abspath(__file__), argv[1]]
-        return monitor.run(argv[1], zygote=[*own, "zygote"], resolver=[*own, "resolver"])
+        real = argv[3:] == ["real"]
+        return monitor.run(argv[1], zygote=() if real else [*own, "zygote"], resolver=[*own, "resolver"])
     if argv[2] == "zygote":
         return zygote.start(argv, lambda _: serve)
-    return resolver()
+    return resolver(os.path.dirname(os.path.dirname(json.loads(argv[1])["delivery"]["socket"])))
 
 
 if __name__ == "__main__":

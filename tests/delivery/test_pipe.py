@@ -1,0 +1,403 @@
+"""The pipe client as pipe(8) sees it: arguments, standard input, one line, one exit status."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milterapp.delivery import kinds, linux, pipe, wire
+
+PROGRAM = str(Path(pipe.__file__))
+PYTHON = ["/usr/bin/python3", "-I", "-S"]
+MESSAGE = b"From: a@example.org\n\nhello\n"
+WHOLE = ("s@x", "r@x", "o@x", "4ABC", "192.0.2.1")
+
+
+class Peer:
+    """The monitor's end: takes one delivery at a time and answers what it is told."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="milterapp-pipe-")
+        self.path = f"{self.folder}/socket"
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(self.path)
+        self.listener.listen(8)
+        self.listener.settimeout(20)
+
+    def take(self) -> tuple[socket.socket, wire.Datagram | None]:
+        """Return the next connection and its datagram, None where it closed without one."""
+        connection, _ = self.listener.accept()
+        connection.settimeout(20)
+        return connection, wire.receive(connection, kinds.DELIVER, descriptors=(1,))
+
+    def nobody_came(self) -> bool:
+        """Return whether no delivery came, now that every client has ended."""
+        while select.select([self.listener], [], [], 0)[0]:
+            connection, datagram = self.take()
+            connection.close()
+            if datagram is not None:
+                datagram.close()
+                return False
+        return True
+
+    def close(self) -> None:
+        """Leave nothing."""
+        self.listener.close()
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    """Listen as the monitor does."""
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+def start(arguments: tuple[str | bytes, ...], program: Sequence[str] = (PROGRAM,)) -> subprocess.Popen[bytes]:
+    """Start the client."""
+    return subprocess.Popen([*PYTHON, *program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def run(
+    peer: Peer, arguments: tuple[str | bytes, ...] = WHOLE, message: bytes = MESSAGE, answer: bytes | None = None
+) -> tuple[int, bytes, wire.Datagram | None, bytes]:
+    """Return exit status, output, and what the monitor got, envelope and message. answer None: hang up."""
+    with start((f"--socket={peer.path}", *arguments)) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        with client.stdin as stdin:
+            try:
+                stdin.write(message)
+            except BrokenPipeError:
+                pass  # it did not wait for the message
+        ready = select.select([peer.listener.fileno(), client.stdout.fileno()], [], [], 20)[0]
+        datagram, got = None, b""
+        if peer.listener.fileno() in ready:
+            connection, datagram = peer.take()
+            with connection:
+                if datagram is not None:
+                    fd = datagram.descriptors[0]
+                    assert linux.is_sealed(fd)
+                    got = os.pread(fd, len(message) + 1, 0)
+                    datagram.close()
+                if answer is not None:
+                    connection.send(answer)
+        output = client.stdout.read()
+        return client.wait(20), output, datagram, got
+
+
+def answer(status: str, text: str | bytes = b"") -> bytes:
+    """Return an ANSWER."""
+    return wire.encode("ANSWER", {"status": status, "text": text})
+
+
+@pytest.mark.parametrize(
+    ("said", "want"),
+    [
+        pytest.param(answer("ok"), (0, b""), id="ok"),
+        pytest.param(answer("ok", "handed back"), (0, b""), id="ok is silent"),
+        pytest.param(answer("reject", "5.7.1 not for me"), (69, b"5.7.1 not for me\n"), id="reject"),
+        pytest.param(answer("reject", "5.7.1 a\nb\r\x1b\x7f"), (69, b"5.7.1 a?b???\n"), id="reject is one line"),
+        pytest.param(answer("reject", "5.7.1 " + "x" * 5000), (69, b"5.7.1 " + b"x" * 994 + b"\n"), id="bounded"),
+        pytest.param(answer("defer", "busy"), (75, b"4.3.0 busy\n"), id="defer"),
+        pytest.param(answer("defer", "4.2.2 full"), (75, b"4.2.2 full\n"), id="defer with its own status"),
+        pytest.param(answer("defer", ""), (75, b"4.3.0 \n"), id="defer without a word"),
+    ],
+)
+def test_the_answer_becomes_status_and_line(peer: Peer, said: bytes, want: tuple[int, bytes]) -> None:
+    """What the monitor answers becomes what pipe(8) understands, and the message and its envelope went there whole."""
+    status, output, datagram, got = run(peer, answer=said)
+    assert (status, output) == want
+    assert datagram is not None
+    assert tuple(datagram.text(tag) for tag in pipe.TAGS) == WHOLE
+    assert got == MESSAGE
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(None, id="hangs up"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"OTHER\n", id="another kind"),
+        pytest.param(b"ANSWER\n", id="no status"),
+        pytest.param(b"ANSWER\nstatus:x:ok\n", id="no length"),
+        pytest.param(answer("fine"), id="another status"),
+        pytest.param(answer("reject", "not for me"), id="reject without an enhanced status"),
+        pytest.param(answer("reject", "4.7.1 not now"), id="reject with a temporary status"),
+    ],
+)
+def test_a_senseless_answer_is_a_deferral(peer: Peer, said: bytes | None) -> None:
+    """Whatever else comes is 75 and one line of 4.3.0."""
+    status, output, _, _ = run(peer, answer=said)
+    assert (status, output[:6], output.count(b"\n")) == (75, b"4.3.0 ", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((b"-x", b"--socket=/y", b"../../etc", b"$(id)", b"\x7f"), id="hostile"),
+        pytest.param((b"", b"r@x", b"r@x", b"4ABC", b""), id="null sender"),
+        pytest.param((b"\xff\xfe", "ü@x".encode(), b"a b", b"a\nb:3:", b"'\"`"), id="bytes"),
+        pytest.param((b"--socket=x", b"r@x", b"r@x", b"4ABC", b""), id="sender like our option"),
+        pytest.param((b"a" * 300, b"r@x", b"r@x", b"4ABC", b""), id="300 characters"),
+    ],
+)
+def test_arguments_arrive_byte_for_byte(peer: Peer, arguments: tuple[bytes, ...]) -> None:
+    """No argument is an option, and no byte is changed on its way."""
+    status, _, datagram, _ = run(peer, arguments, answer=answer("ok"))
+    assert status == 0
+    assert datagram is not None
+    assert tuple(datagram.fields[tag] for tag in pipe.TAGS) == arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((), id="none"),
+        pytest.param(WHOLE[:4], id="four, the option before them taken for the sender"),
+        pytest.param((*WHOLE, "more"), id="six and the option"),
+        pytest.param(("x" * 70_000, *WHOLE[1:]), id="longer than a datagram"),
+    ],
+)
+def test_another_number_of_arguments_defers(peer: Peer, arguments: tuple[str, ...]) -> None:
+    """Where pipe(8) dropped an argument nobody else's place is taken by the next."""
+    status, output, datagram, _ = run(peer, arguments)
+    assert (status, output[:6], datagram) == (75, b"4.3.0 ", None)
+
+
+def test_an_empty_message_defers(peer: Peer) -> None:
+    """pipe(8) always sends a header; nothing is not a message."""
+    assert run(peer, message=b"")[:3] == (75, b"4.3.0 no message on standard input\n", None)
+
+
+def test_a_large_message_arrives_whole(peer: Peer) -> None:
+    """Megabytes arrive byte for byte."""
+    message = os.urandom(5_000_000)
+    status, _, _, got = run(peer, message=message, answer=answer("ok"))
+    assert (status, got == message) == (0, True)
+
+
+def test_without_a_monitor_it_defers() -> None:
+    """No socket is 75 with what is the matter."""
+    with start(("--socket=/nonexistent/socket", *WHOLE)) as client:
+        output, _ = client.communicate(MESSAGE, 20)
+    assert (client.returncode, output) == (75, b"4.3.0 the monitor does not answer: No such file or directory\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_defers(peer: Peer, number: signal.Signals) -> None:
+    """Told to stop while it waits, it says so, 75."""
+    with start((f"--socket={peer.path}", *WHOLE)) as client:
+        assert client.stdin is not None
+        client.stdin.write(MESSAGE)
+        client.stdin.close()
+        connection, datagram = peer.take()
+        with connection:
+            assert datagram is not None
+            datagram.close()
+            client.send_signal(number)
+            assert client.stdout is not None
+            assert (client.stdout.read(), client.wait(20)) == (b"4.3.0 milterapp-pipe: stopped\n", 75)
+
+
+def test_its_own_deadline_is_a_deferral(peer: Peer) -> None:
+    """An answer that does not come is 75 before pipe(8) loses patience and bounces."""
+    source = Path(PROGRAM).read_text().replace("DEADLINE = 600", "DEADLINE = 1")
+    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as client:
+        output, _ = client.communicate(MESSAGE, 20)
+    assert (client.returncode, output) == (75, b"4.3.0 milterapp-pipe: no answer in time\n")
+
+
+@pytest.mark.parametrize(("said", "want"), [(answer("ok"), 0), (answer("defer", "x"), 75), (None, 75)])
+def test_nobody_reading_the_output_changes_no_status(peer: Peer, said: bytes | None, want: int) -> None:
+    """With standard output closed the status is what it was (an unflushed one would be 120, which bounces)."""
+    source = f"import os; os.close(1); import runpy; runpy.run_path({PROGRAM!r}, run_name='__main__')"
+    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as client:
+        assert client.stdin is not None
+        client.stdin.write(MESSAGE)
+        client.stdin.close()
+        if select.select([peer.listener], [], [], 2)[0]:
+            connection, datagram = peer.take()
+            with connection:
+                assert datagram is not None
+                datagram.close()
+                if said is not None:
+                    connection.send(said)
+        assert client.wait(20) in (want, 75)
+
+
+@given(st.binary(max_size=300))
+def test_no_answer_is_a_fault(data: bytes) -> None:
+    """Any bytes are a status of the table or a ValueError."""
+    try:
+        status, _ = pipe.decode(b"ANSWER\n" + data)
+    except ValueError:
+        return
+    assert status in (0, 69, 75)
+
+
+@given(st.lists(st.binary(max_size=300), min_size=5, max_size=5))
+def test_the_envelope_reads_as_a_datagram(values: list[bytes]) -> None:
+    """What the client writes by hand is what `wire` reads."""
+    datagram = wire.decode(pipe.encode(values), kinds.DELIVER)
+    assert [datagram.fields[tag] for tag in pipe.TAGS] == values
+
+
+def test_a_dying_parent_is_seen_before_it_is_gone() -> None:
+    """A process that has ended but has not been waited for is exiting; one that lives is not; none is unknown."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    flags = pipe.flags_of(child)
+    assert flags is not None
+    assert flags & 4
+    os.waitpid(child, 0)
+    assert not (pipe.flags_of(os.getpid()) or 0) & 4
+    assert pipe.flags_of(2**22 + 1) is None
+
+
+def test_a_reader_that_is_gone_is_unfinished() -> None:
+    """Where nobody reads our output any more pipe(8) is gone, whatever /proc says."""
+    reader, writer = os.pipe()
+    pipe.finished(os.getppid(), writer)
+    os.close(reader)
+    with pytest.raises(pipe.Unfinished):
+        pipe.finished(os.getppid(), writer)
+    os.close(writer)
+
+
+def abandon(peer: Peer, size: int) -> int:
+    """Play a pipe(8) that starts the client, writes a part of a message, and is killed; return the client's pid."""
+    told, tell = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        status = 1
+        try:
+            os.setsid()
+            client = subprocess.Popen(
+                [*PYTHON, PROGRAM, f"--socket={peer.path}", *WHOLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            os.write(tell, b"%d" % client.pid)
+            assert client.stdin is not None
+            client.stdin.write(b"Subject: x\n\n" + b"x" * size)
+            client.stdin.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(status)
+    os.close(tell)
+    pid = int(os.read(told, 20))
+    os.close(told)
+    os.waitpid(parent, 0)
+    return pid
+
+
+def gone(pid: int) -> None:
+    """Wait for a process that is nobody's child any more."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"{pid} still runs")
+
+
+def test_a_message_that_pipe_did_not_finish_is_never_delivered(peer: Peer) -> None:
+    """Kill pipe(8) in the middle of a message, forty times: no part of it reaches the monitor."""
+    for size in range(40):
+        gone(abandon(peer, size * 997))
+    assert peer.nobody_came()
+
+
+HIDDEN = """
+import os, signal, subprocess, sys
+def client():
+    return subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            user=20008, group=20008, extra_groups=[])
+if sys.argv[1] == "whole":
+    with client() as process:
+        print(process.communicate(b"Subject: whole\\n\\n")[0].decode(), end="")
+    look = subprocess.run(["/bin/cat", f"/proc/{os.getpid()}/stat"], user=20008, group=20008,
+                          extra_groups=[], stderr=subprocess.DEVNULL)
+    print("hidden" if look.returncode else "visible")
+else:
+    pids = []
+    for size in range(20):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            process = client()
+            os.write(writer, b"%d" % process.pid)
+            process.stdin.write(b"Subject: part\\n\\n" + b"x" * size * 997)
+            process.stdin.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        pids.append(int(os.read(reader, 20)))
+        os.close(reader), os.close(writer)
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        try:
+            os.waitpid(-1, 0)  # as process 1 of the namespace
+        except ChildProcessError:
+            pass
+"""
+NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c"]
+HIDE = "mount -t proc -o hidepid=invisible proc /proc && exec"
+
+
+def hidden(peer: Peer, what: str) -> subprocess.Popen[bytes]:
+    """Play pipe(8) where /proc shows nobody else's processes."""
+    os.chmod(peer.folder, 0o755)
+    os.chmod(peer.path, 0o666)
+    client = [*PYTHON, PROGRAM, f"--socket={peer.path}", *WHOLE]
+    outer = f'{HIDE} "$@"' if what == "parts" else f'{HIDE.removesuffix("exec")} "$@"; true'
+    return subprocess.Popen(
+        [*NAMESPACE, outer, "sh", "/usr/bin/python3", "-I", "-c", HIDDEN, what, *client], stdout=subprocess.PIPE
+    )
+
+
+@pytest.mark.root
+def test_where_proc_hides_pipe_a_message_is_delivered(peer: Peer) -> None:
+    """Under hidepid the client cannot look at pipe(8), and takes its word by other signs."""
+    with hidden(peer, "whole") as process:
+        connection, datagram = peer.take()
+        with connection:
+            assert datagram is not None
+            datagram.close()
+            connection.send(answer("reject", "5.7.1 seen"))
+        assert process.stdout is not None
+        assert process.stdout.read() == b"5.7.1 seen\nhidden\n"
+
+
+@pytest.mark.root
+def test_where_proc_hides_pipe_a_part_is_not_delivered(peer: Peer) -> None:
+    """Under hidepid a pipe(8) killed in the middle of a message is noticed as well, twenty times of twenty."""
+    with hidden(peer, "parts") as process:
+        assert process.wait(60) == 0
+    assert peer.nobody_came()
+
+
+def test_the_client_imports_next_to_nothing() -> None:
+    """What each message pays for: the interpreter, and modules that are part of it."""
+    source = f"import sys; exec(open({PROGRAM!r}).read(), {{'__name__': ''}}); print(*sorted(sys.modules))"
+    plain = "import sys; print(*sorted(sys.modules))"
+    have, had = (
+        set(subprocess.run([*PYTHON, "-c", text], capture_output=True, text=True, check=True).stdout.split())
+        for text in (source, plain)
+    )
+    assert have - had <= {"_socket", "fcntl", "select"}
