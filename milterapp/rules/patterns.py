@@ -28,6 +28,7 @@ UNSUPPORTED = {
     "unexpected )": "a parenthesis that was not opened",
     "missing ]": "a bracket that is not closed",
     "no argument for repetition operator": "a repetition of nothing",
+    "invalid repetition size": "a repetition of more than 1000, alone or multiplied",
     "pattern too large": "a pattern that needs more than a MiB",
 }
 

@@ -136,8 +136,9 @@ def read_test(node: Node, decoder: RuleDecoder, kind: str, parts: Mapping[str, s
             own += [one] if one else []
         else:
             known = (*allowed, *parts, "exists", "count", *(("case",) if kind != "network" else ()))
-            what = "operator here" if word in OPERATORS or word in SUBTESTS else "operator"
-            decoder.fail(key.place, f"unknown {what}: {word!r}{near_miss(word, known)}; known: {', '.join(known)}")
+            elsewhere = word in OPERATORS or word in SUBTESTS
+            what, hint = ("operator here", "") if elsewhere else ("operator", near_miss(word, known))
+            decoder.fail(key.place, f"unknown {what}: {word!r}{hint}; known: {', '.join(known)}")
             failed = True
     if own:
         found.insert(0, ("", tuple(own)))
