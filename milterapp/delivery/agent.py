@@ -164,7 +164,7 @@ class Agent:
         if not decision.could_not_tell:
             return decision
         if self._settings.broken_rules == "keep":
-            return replace(keep, rules=decision.rules, could_not_tell=decision.could_not_tell)
+            return replace(keep, matched=decision.matched, could_not_tell=decision.could_not_tell)
         return replace(decision, verdict=Verdict.DEFER, deliveries=())
 
     def _journal_in(self, home: int | None) -> Journal | None:
@@ -221,8 +221,7 @@ def _explained(decision: Decision) -> Mapping[str, Any]:
     """Return what the log says of a decision: the rules that matched, never a text out of the message."""
     return {
         "verdict": decision.verdict.value,
-        "rules": [one.name for one in decision.rules if one.matched and not one.observe],
-        "observed": [one.name for one in decision.rules if one.matched and one.observe],
+        "rules": list(decision.matched),
         "edits": len(decision.edits),
         "deliveries": [
             {name: value for name, value in one.to_json().items() if name in _SHOWN} for one in decision.deliveries

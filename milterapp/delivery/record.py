@@ -1,6 +1,8 @@
 """A Decision as one JSON text, and back: what the journal's prepared record holds.
 
-Must never: build anything but the classes named here, whatever the text says.
+Must never: leave out what has an effect, or build anything but the classes named here, whatever the text says.
+
+Only the trace stays out: it explains, is for the log of the first attempt, and is made when it is read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ _VALUES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         decision.Decision,
-        decision.Explanation,
         decision.RecipientDecision,
         decision.Reply,
         problem.Place,
@@ -38,8 +39,8 @@ _WORDS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (decision.Verdi
 
 
 def to_text(whole: decision.Decision) -> str:
-    """Return the decision as ASCII JSON. Raises RecordError where it holds a value of a kind not known here."""
-    return json.dumps(_encode(whole), ensure_ascii=True, separators=(",", ":"))
+    """Return the decision as ASCII JSON, without its trace. Raises RecordError for a value of a kind not known here."""
+    return json.dumps(_encode(dataclasses.replace(whole, rules=())), ensure_ascii=True, separators=(",", ":"))
 
 
 def from_text(text: str) -> decision.Decision:

@@ -11,18 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from smtp_peer import SmtpPeer
 
 from milterapp.delivery import sealed, wire
 from milterapp.delivery.postman import Postman, SubmitPolicy
 from milterapp.delivery.requests import RESPONSES
 from milterapp.delivery.submit import Service, listen
 from milterapp.settings import Settings
+from tests.delivery.smtp_peer import SmtpPeer
 
 MESSAGE = b"From: ann@example.org\nTo: bob@x.org\nSubject: hello\nMessage-ID: <m@example.org>\n\n.hi\n"
 ENVELOPE = {
@@ -85,7 +85,7 @@ class World:
         return connection
 
 
-def ask(connection: socket.socket, kind: str, message: bytes | None = None, **fields: str) -> tuple[str, str]:
+def ask(connection: socket.socket, kind: str, message: bytes | None = None, /, **fields: str) -> tuple[str, str]:
     """Ask for one thing; return the kind of the answer and its one field."""
     descriptors = () if message is None else (sealed.seal([message]),)
     wire.send(connection, kind, fields, descriptors)
@@ -243,7 +243,7 @@ def test_a_message_is_answered_a_few_times_at_most(world: World) -> None:
     ],
 )
 def test_a_repeated_request_is_done_already(world: World, kind: str, fields: dict[str, str]) -> None:
-    """Asked again, on the same or a new connection or after a restart, it answers the first queue id, sending nothing."""
+    """Asked again, by any connection or after a restart, it answers the first queue id and sends nothing."""
     connection = world.bound()
     first = ask(connection, kind, **fields)
     assert first == ("DONE", "4Q0")
@@ -312,7 +312,7 @@ def test_nothing_before_the_envelope(world: World, first: str, tmp_path: Path) -
     elif first == "rubbish":
         connection.send(b"\0" * 100)
     else:
-        makers = {
+        makers: dict[str, Callable[[], list[int]]] = {
             "no message": list,
             "not sealed": lambda: [_loose()],
             "a file": lambda: [os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)],

@@ -1,0 +1,378 @@
+"""The agent with a real uid: what each Decision becomes, what a retry repeats, and that every fault defers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milterapp.delivery import wire
+from tests.delivery.agent_process import JOB, MESSAGE, UID, AgentProcess, Person, Submit
+
+pytestmark = pytest.mark.root
+
+FILE = "rules:\n  - name: lists\n    then:\n      file: Lists/Python\n"
+FORWARD = "rules:\n  - name: on\n    then:\n      forward: carol@example.org\n"
+COPY = "rules:\n  - name: on\n    then:\n      forward: {to: carol@example.org, copy: true}\n"
+REPLY = "rules:\n  - name: away\n    then:\n      reply: I am away.\n"
+REJECT = "rules:\n  - name: no\n    then:\n      reject: 5.7.1 I do not read advertisements\n"
+DISCARD = "rules:\n  - name: no\n    then: discard\n"
+DEFER = "rules:\n  - name: later\n    then: defer\n"
+EDIT = "rules:\n  - name: mark\n    then:\n      - add_header: {X-Mark: seen}\n"
+STAMPED = MESSAGE.replace(b"From:", b"X-Original-To: info@x.org\nDelivered-To: bob@x.org\nFrom:", 1)
+
+
+@pytest.fixture
+def person() -> Iterator[Person]:
+    """Give a user with an empty home."""
+    made = Person()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start(person: Person) -> Iterator[Callable[..., AgentProcess]]:
+    """Give what starts agents of that user; they are ended with the test, and must end well."""
+    running: list[AgentProcess] = []
+
+    def started(**settings: Any) -> AgentProcess:
+        running.append(AgentProcess(person, **settings))
+        return running[-1]
+
+    yield started
+    assert [agent.close() for agent in running] == [0] * len(running)
+
+
+Start = Callable[..., AgentProcess]
+
+
+def test_without_rules_the_mail_is_kept(person: Person, start: Start) -> None:
+    """A user without rules gets the mail handed back as it came, and nothing is left in the home."""
+    submit = Submit()
+    result = start().deliver(submit)
+    assert (result.status, submit.kinds, submit.asked[0].message) == ("ok", ["KEEP"], None)
+    assert os.listdir(person.home) == []
+
+
+def test_an_account_without_a_home_keeps(start: Start) -> None:
+    """An account whose home is /nonexistent has no rules."""
+    submit = Submit()
+    assert start(home="/nonexistent").deliver(submit).status == "ok"
+    assert submit.kinds == ["KEEP"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param(lambda home: os.rename(home, str(home) + ".away"), "No such file", id="missing"),
+        pytest.param(lambda home: os.chown(home, UID + 1, UID), "another user", id="foreign"),
+        pytest.param(lambda home: os.chmod(home, 0o1700), "sticky", id="sticky"),
+        pytest.param(lambda home: os.chmod(home, 0), "Permission denied", id="closed"),
+    ],
+)
+def test_a_home_that_cannot_be_used_defers(
+    person: Person, start: Start, change: Callable[[Path], None], why: str
+) -> None:
+    """A home that is missing, foreign, sticky or closed defers the mail; nothing is asked of submit."""
+    person.write(FILE)
+    os.chmod(person.home, 0o755)
+    change(person.home)
+    submit = Submit()
+    result = start().deliver(submit)
+    assert (result.status, submit.asked) == ("defer", [])
+    assert why in result.text
+
+
+def test_file(person: Person, start: Start) -> None:
+    """`file` puts the message with its trace fields into the folder, as the user, and nothing else happens."""
+    person.write(FILE)
+    submit = Submit()
+    result = start().deliver(submit)
+    assert (result.status, submit.asked) == ("ok", [])
+    assert person.mail("Maildir/.Lists.Python") == [STAMPED]
+    assert {path.stat().st_uid for path in person.home.rglob("*")} == {UID}
+    assert result.event["rules"] == ["lists"]
+    assert result.event["deliveries"] == [{"action": "file", "folder": "Lists/Python", "copy": False}]
+    assert (person.home / ".milterapp/journal.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_implicit_keep(person: Person, start: Start) -> None:
+    """Rules that say nothing about the message keep it."""
+    person.write(FILE.replace("    then", "    if:\n      subject: other\n    then"))
+    submit = Submit()
+    assert start().deliver(submit).status == "ok"
+    assert submit.kinds == ["KEEP"]
+
+
+def test_forward(person: Person, start: Start) -> None:
+    """`forward` asks submit for it and is no keep; the step names the delivery."""
+    person.write(FORWARD)
+    submit = Submit()
+    assert start().deliver(submit).status == "ok"
+    assert [(one.kind, one.fields) for one in submit.asked] == [("FORWARD", {"to": "carol@example.org", "step": "0"})]
+
+
+@pytest.mark.parametrize(
+    ("rules", "kinds"),
+    [
+        pytest.param(FORWARD, ["FORWARD", "KEEP"], id="a forward becomes a keep"),
+        pytest.param(COPY, ["FORWARD", "KEEP"], id="beside a copy the keep was there"),
+        pytest.param(REPLY, ["KEEP", "REPLY"], id="a reply"),
+    ],
+)
+def test_what_submit_refuses_loses_nothing(person: Person, start: Start, rules: str, kinds: list[str]) -> None:
+    """A forward refused by policy is kept instead, a refused reply is none; either way the mail is delivered, once."""
+    person.write(rules)
+    submit = Submit({"FORWARD": ("REFUSED", "mail forwarding loop"), "REPLY": ("REFUSED", "a list")})
+    agent = start()
+    result = agent.deliver(submit)
+    assert (result.status, submit.kinds) == ("ok", kinds)
+    assert "refused" in str(result.event["outcomes"])
+    assert agent.deliver(submit).status == "ok"
+    assert submit.kinds == kinds
+
+
+def test_a_refused_keep_defers(start: Start) -> None:
+    """Keeping cannot be refused for good: whatever submit says, Postfix keeps the mail."""
+    submit = Submit({"KEEP": ("REFUSED", "no")})
+    assert start().deliver(submit).status == "defer"
+
+
+def test_replies_come_last(person: Person, start: Start) -> None:
+    """A reply leaves after everything else is done, and only then."""
+    person.write(REPLY + "  - name: keep\n    then: keep\n")
+    submit = Submit({"KEEP": ("FAILED", "Postfix is busy")})
+    agent = start()
+    assert agent.deliver(submit).status == "defer"
+    assert submit.kinds == ["KEEP"]
+    submit.answers.clear()
+    assert agent.deliver(submit).status == "ok"
+    assert submit.kinds == ["KEEP", "KEEP", "REPLY"]
+    assert submit.asked[-1].fields["text"] == "I am away."
+
+
+def test_reject(person: Person, start: Start) -> None:
+    """`reject` is an enhanced status and a text at the first byte; nothing is delivered."""
+    person.write(REJECT)
+    submit = Submit()
+    result = start().deliver(submit)
+    assert (result.status, result.text) == ("reject", "5.7.1 I do not read advertisements")
+    assert submit.asked == []
+    assert person.mail() == []
+
+
+def test_a_reject_is_answer_enough(person: Person, start: Start) -> None:
+    """A reply beside a reject does not leave (RFC 5230 section 4.7); copies are delivered."""
+    person.write(REPLY + COPY.partition("rules:\n")[2] + REJECT.partition("rules:\n")[2])
+    submit = Submit()
+    result = start().deliver(submit)
+    assert (result.status, submit.kinds) == ("reject", ["FORWARD"])
+
+
+def test_discard(person: Person, start: Start) -> None:
+    """`discard` is done: nothing is delivered, nothing asked."""
+    person.write(DISCARD)
+    submit = Submit()
+    assert start().deliver(submit).status == "ok"
+    assert submit.asked == []
+
+
+def test_defer_decides_again(person: Person, start: Start) -> None:
+    """`defer` does nothing and is not remembered: the next attempt asks the rules as they are then."""
+    person.write(COPY + DEFER.partition("rules:\n")[2])
+    submit = Submit()
+    agent = start()
+    assert agent.deliver(submit).status == "defer"
+    assert submit.asked == []
+    person.write(FILE)
+    assert agent.deliver(submit).status == "ok"
+    assert len(person.mail("Maildir/.Lists.Python")) == 1
+
+
+def test_edits_reach_every_delivery(person: Person, start: Start) -> None:
+    """What the rules changed is in the folder, in what is kept and in what is forwarded; the rest is to the byte."""
+    person.write(EDIT + COPY.partition("rules:\n")[2])
+    submit = Submit()
+    assert start().deliver(submit).status == "ok"
+    edited = MESSAGE.replace(b"\n\nhi", b"\nX-Mark: seen\n\nhi")
+    assert [(one.kind, one.message) for one in submit.asked] == [("FORWARD", edited), ("KEEP", edited)]
+    person.write(EDIT + FILE.partition("rules:\n")[2])
+    assert start().deliver(submit, queue_id="4B").status == "ok"
+    assert person.mail("Maildir/.Lists.Python") == [STAMPED.replace(b"\n\nhi", b"\nX-Mark: seen\n\nhi")]
+
+
+@pytest.mark.parametrize(
+    ("rules", "mode", "where"),
+    [
+        pytest.param("rules:\n  - name: x\n    then: kep\n", 0o600, "~/.milterapp/rules.yaml:3:11: ", id="misspelt"),
+        pytest.param(FILE, 0o622, "~/.milterapp/rules.yaml:1:1: can be written by others", id="unsafe"),
+    ],
+)
+def test_broken_rules(person: Person, start: Start, rules: str, mode: int, where: str) -> None:
+    """Rules that cannot be used defer and say where and why, or keep, as the site says; mended, they work."""
+    path = person.write(rules)
+    path.chmod(mode)
+    submit = Submit()
+    agent = start()
+    result = agent.deliver(submit)
+    assert (result.status, submit.asked) == ("defer", [])
+    assert where in result.text
+    kept = start(broken_rules="keep").deliver(submit, queue_id="4K")
+    assert (kept.status, submit.kinds) == ("ok", ["KEEP"])
+    assert where in str(kept.event["problems"])
+    person.write(FILE)
+    assert agent.deliver(submit).status == "ok"
+    assert len(person.mail("Maildir/.Lists.Python")) == 1
+
+
+@pytest.mark.parametrize(("broken_rules", "status", "kinds"), [("defer", "defer", []), ("keep", "ok", ["KEEP"])])
+def test_could_not_tell(person: Person, start: Start, broken_rules: str, status: str, kinds: list[str]) -> None:
+    """A limit hit while deciding is neither match nor no match: the mail is deferred or kept, as the site says."""
+    person.write(REJECT.replace("    then", "    if:\n      subject: hello\n    then"))
+    submit = Submit()
+    result = start(broken_rules=broken_rules, limits={"header_fields": 3}).deliver(submit)
+    assert (result.status, submit.kinds) == (status, kinds)
+
+
+def test_a_retry_decides_nothing_anew(person: Person, start: Start) -> None:
+    """What was prepared stands: rules changed, or removed, between two attempts change nothing of it."""
+    person.write(FILE.replace("file: Lists/Python", "- file: {folder: Lists, copy: true}\n      - forward: c@x.org"))
+    submit = Submit({"FORWARD": ("FAILED", "Postfix is busy")})
+    agent = start()
+    result = agent.deliver(submit)
+    assert (result.status, result.text) == ("defer", "forward: Postfix is busy")
+    assert len(person.mail("Maildir/.Lists")) == 1
+    person.write(REJECT)
+    submit.answers.clear()
+    result = agent.deliver(submit)
+    assert (result.status, result.event["retry"]) == ("ok", True)
+    (person.home / ".milterapp/rules.yaml").unlink()
+    assert start().deliver(submit).status == "ok"
+    assert submit.kinds == ["FORWARD", "FORWARD"]
+    assert len(person.mail("Maildir/.Lists")) == 1
+
+
+def test_one_agent_for_many_messages(person: Person, start: Start) -> None:
+    """A warm agent takes one message after the other, and sees rules that changed between two of them."""
+    person.write(FILE)
+    submit = Submit()
+    agent = start()
+    for number in range(3):
+        assert agent.deliver(submit, queue_id=f"4A{number}").status == "ok"
+    person.write(DISCARD)
+    assert agent.deliver(submit, queue_id="4B").status == "ok"
+    assert len(person.mail("Maildir/.Lists.Python")) == 3
+
+
+def test_two_aliases_are_two_copies(person: Person, start: Start) -> None:
+    """The same message that came by two aliases is filed twice, as Postfix would; asked again, no third time."""
+    person.write(FILE)
+    submit = Submit()
+    agent = start()
+    for original in ("info@x.org", "sales@x.org", "info@x.org", "sales@x.org"):
+        assert agent.deliver(submit, original=original).status == "ok"
+    assert len(person.mail("Maildir/.Lists.Python")) == 2
+
+
+def test_a_journal_that_was_removed_is_made_anew(person: Person, start: Start) -> None:
+    """A warm agent does not go on writing to a journal that its user removed."""
+    person.write(FILE)
+    submit = Submit()
+    agent = start()
+    assert agent.deliver(submit).status == "ok"
+    shutil.rmtree(person.home / ".milterapp")
+    person.write(FILE)
+    assert agent.deliver(submit, queue_id="4B").status == "ok"
+    assert (person.home / ".milterapp/journal.sqlite").exists()
+    assert len(person.mail("Maildir/.Lists.Python")) == 2
+
+
+def _corrupt(person: Person) -> None:
+    for path in (person.home / ".milterapp").glob("journal.sqlite*"):
+        path.unlink()
+    person.write("garbage" * 500, ".milterapp/journal.sqlite")
+
+
+def _foreign_record(person: Person) -> None:
+    connection = sqlite3.connect(person.home / ".milterapp/journal.sqlite")
+    with connection:
+        connection.execute('UPDATE prepared SET record = \'{"": "Popen", "args": "id"}\'')
+        connection.execute("DELETE FROM done")
+    connection.close()
+
+
+def _read_only(person: Person) -> None:
+    os.chmod(person.home / ".milterapp", 0o500)
+    for path in (person.home / ".milterapp").glob("journal.sqlite*"):
+        path.unlink()
+
+
+def _maildir_a_file(person: Person) -> None:
+    shutil.rmtree(person.home / "Maildir")
+    person.write("", "Maildir")
+
+
+@pytest.mark.parametrize(
+    ("damage", "queue_id"),
+    [
+        pytest.param(_corrupt, "4A", id="a journal of garbage"),
+        pytest.param(_foreign_record, "4A", id="a record that is none"),
+        pytest.param(_read_only, "4B", id="a journal that cannot be made"),
+        pytest.param(_maildir_a_file, "4B", id="a Maildir that is a file"),
+    ],
+)
+def test_a_fault_defers(person: Person, start: Start, damage: Callable[[Person], None], queue_id: str) -> None:
+    """Whatever is wrong with state or store, the answer is defer with a reason, and the agent lives."""
+    person.write(FILE)
+    submit = Submit()
+    assert start().deliver(submit).status == "ok"
+    damage(person)
+    agent = start()
+    result = agent.deliver(submit, queue_id=queue_id)
+    assert result.status == "defer"
+    assert result.text
+    assert submit.asked == []
+
+
+@pytest.mark.parametrize("answer", [("FAILED", "451 4.3.0 later"), ("BANANA", "")])
+def test_a_fault_of_submit_defers(start: Start, answer: tuple[str, str]) -> None:
+    """A submit that fails, or talks nonsense, defers."""
+    assert start().deliver(Submit({"KEEP": answer})).status == "defer"
+
+
+@pytest.mark.parametrize("field", ["sender", "recipient", "original", "queue_id", "client"])
+@pytest.mark.parametrize("value", ["-x", "../../etc", "$(id)", "a\x7f\nb", "\udcff", "x" * 300, ""])
+def test_hostile_envelopes(person: Person, start: Start, field: str, value: str) -> None:
+    """Whatever an envelope holds, the message is filed once into its folder and nowhere else."""
+    person.write(FILE)
+    assert start().deliver(Submit(), **{field: value}).status == "ok"
+    assert len(person.mail("Maildir/.Lists.Python")) == 1
+    assert sorted(os.listdir(person.home)) == [".milterapp", "Maildir"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\n", b"\0" * 1000, os.urandom(10_000), b"A: b", b"\r\n.\r\n", b"From:" + b'"' * 20_000 + b"\n\n"],
+    ids=["empty", "newline", "nul", "binary", "no body", "dot", "quotes"],
+)
+def test_hostile_messages(person: Person, start: Start, message: bytes) -> None:
+    """A message of any bytes is filed as it came, below its trace fields."""
+    person.write(FILE.replace("    then", "    if:\n      not:\n        from: {is: x@y.org}\n    then"))
+    assert start().deliver(Submit(), message).status == "ok"
+    (filed,) = person.mail("Maildir/.Lists.Python")
+    assert filed.endswith(message)
+
+
+def test_the_end_of_the_connection_ends_the_agent(person: Person) -> None:
+    """When the monitor hangs up the agent exits; a datagram that is no job ends it too, without an answer."""
+    agent = AgentProcess(person)
+    assert agent.close() == 0
+    agent = AgentProcess(person)
+    wire.send(agent.control, "JOB", JOB)
+    assert agent.control.recv(1) == b""
+    assert agent.close() == 70

@@ -1,0 +1,81 @@
+"""A Decision survives the journal: written and read again it is the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milterapp.delivery.record import RecordError, from_text, to_text
+from milterapp.mail.edits import AddHeader, PrefixSubject, RemoveHeader, SetHeader
+from milterapp.mail.envelope import Stage
+from milterapp.rules.decision import Decision, Explanation, File, Forward, Keep, Reply, SendReply, Verdict
+from milterapp.rules.problem import Place, Problem
+
+TEXTS = st.text(st.characters(), max_size=20)  # surrogates too
+DELIVERIES = st.one_of(
+    st.builds(Keep, st.booleans()),
+    st.builds(File, st.lists(TEXTS).map(tuple), st.booleans()),
+    st.builds(Forward, TEXTS, st.booleans()),
+    st.builds(SendReply, TEXTS, TEXTS, TEXTS, TEXTS),
+)
+EDITS = st.one_of(
+    st.builds(AddHeader, TEXTS, TEXTS),
+    st.builds(SetHeader, TEXTS, TEXTS),
+    st.builds(RemoveHeader, TEXTS),
+    st.builds(PrefixSubject, TEXTS),
+)
+DECISIONS = st.builds(
+    Decision,
+    verdict=st.sampled_from(Verdict),
+    reply=st.none() | st.builds(Reply, st.integers(), TEXTS, TEXTS),
+    stage=st.none() | st.sampled_from(Stage),
+    settled=st.booleans(),
+    edits=st.lists(EDITS, max_size=5).map(tuple),
+    deliveries=st.lists(DELIVERIES, max_size=5).map(tuple),
+    problems=st.lists(st.builds(Problem, st.builds(Place, TEXTS), TEXTS), max_size=2).map(tuple),
+    could_not_tell=TEXTS,
+    matched=st.lists(TEXTS, max_size=3).map(tuple),
+)
+
+
+@given(DECISIONS)
+def test_a_record_is_the_decision(decision: Decision) -> None:
+    """Whatever was decided, the record gives it back, and the record is plain ASCII."""
+    text = to_text(decision)
+    assert text.isascii()
+    assert from_text(text) == decision
+
+
+def test_the_trace_stays_out() -> None:
+    """The lines of the trace have no effect, so the record does without them."""
+    decision = Decision(rules=(Explanation("a", True, "because", Place("f")),), matched=("a",))
+    assert from_text(to_text(decision)) == Decision(matched=("a",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"": "Keep", "implicit": false}',
+        '{"": "Popen", "args": ["id"]}',
+        '{"": "Decision", "colour": "red"}',
+        '{"": "Decision", "verdict": {"": "Verdict", "word": "MAYBE"}}',
+        '{"": "Decision"',
+        '{"": ["Decision"]}',
+        "[" * 100_000,
+    ],
+)
+def test_anything_else_is_no_record(text: str) -> None:
+    """A text that this version cannot read as a decision is an error, never a guess."""
+    with pytest.raises(RecordError):
+        from_text(text)
+
+
+def test_only_what_is_known_is_recorded() -> None:
+    """A value of a kind that could not be read back is not written."""
+    with pytest.raises(RecordError, match="object"):
+        to_text(Decision(deliveries=(object(),)))  # type: ignore[arg-type]
