@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.delivery import kinds, linux, pipe, wire
+from milterapp.delivery import client, kinds, linux, pipe, wire
 
 PROGRAM = str(Path(pipe.__file__))
 PYTHON = ["/usr/bin/python3", "-I", "-S"]
@@ -75,15 +77,15 @@ def run(
     peer: Peer, arguments: tuple[str | bytes, ...] = WHOLE, message: bytes = MESSAGE, answer: bytes | None = None
 ) -> tuple[int, bytes, wire.Datagram | None, bytes]:
     """Return exit status, output, and what the monitor got, envelope and message. answer None: hang up."""
-    with start((f"--socket={peer.path}", *arguments)) as client:
-        assert client.stdin is not None
-        assert client.stdout is not None
-        with client.stdin as stdin:
+    with start((f"--socket={peer.path}", *arguments)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdin as stdin:
             try:
                 stdin.write(message)
             except BrokenPipeError:
                 pass  # it did not wait for the message
-        ready = select.select([peer.listener.fileno(), client.stdout.fileno()], [], [], 20)[0]
+        ready = select.select([peer.listener.fileno(), process.stdout.fileno()], [], [], 20)[0]
         datagram, got = None, b""
         if peer.listener.fileno() in ready:
             connection, datagram = peer.take()
@@ -95,8 +97,8 @@ def run(
                     datagram.close()
                 if answer is not None:
                     connection.send(answer)
-        output = client.stdout.read()
-        return client.wait(20), output, datagram, got
+        output = process.stdout.read()
+        return process.wait(20), output, datagram, got
 
 
 def answer(status: str, text: str | bytes = b"") -> bytes:
@@ -122,7 +124,7 @@ def test_the_answer_becomes_status_and_line(peer: Peer, said: bytes, want: tuple
     status, output, datagram, got = run(peer, answer=said)
     assert (status, output) == want
     assert datagram is not None
-    assert tuple(datagram.text(tag) for tag in pipe.TAGS) == WHOLE
+    assert tuple(datagram.text(tag) for tag in client.TAGS) == WHOLE
     assert got == MESSAGE
 
 
@@ -160,7 +162,7 @@ def test_arguments_arrive_byte_for_byte(peer: Peer, arguments: tuple[bytes, ...]
     status, _, datagram, _ = run(peer, arguments, answer=answer("ok"))
     assert status == 0
     assert datagram is not None
-    assert tuple(datagram.fields[tag] for tag in pipe.TAGS) == arguments
+    assert tuple(datagram.fields[tag] for tag in client.TAGS) == arguments
 
 
 @pytest.mark.parametrize(
@@ -192,43 +194,43 @@ def test_a_large_message_arrives_whole(peer: Peer) -> None:
 
 def test_without_a_monitor_it_defers() -> None:
     """No socket is 75 with what is the matter."""
-    with start(("--socket=/nonexistent/socket", *WHOLE)) as client:
-        output, _ = client.communicate(MESSAGE, 20)
-    assert (client.returncode, output) == (75, b"4.3.0 the monitor does not answer: No such file or directory\n")
+    with start(("--socket=/nonexistent/socket", *WHOLE)) as process:
+        output, _ = process.communicate(MESSAGE, 20)
+    assert (process.returncode, output) == (75, b"4.3.0 the monitor does not answer: No such file or directory\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_defers(peer: Peer, number: signal.Signals) -> None:
     """Told to stop while it waits, it says so, 75."""
-    with start((f"--socket={peer.path}", *WHOLE)) as client:
-        assert client.stdin is not None
-        client.stdin.write(MESSAGE)
-        client.stdin.close()
+    with start((f"--socket={peer.path}", *WHOLE)) as process:
+        assert process.stdin is not None
+        process.stdin.write(MESSAGE)
+        process.stdin.close()
         connection, datagram = peer.take()
         with connection:
             assert datagram is not None
             datagram.close()
-            client.send_signal(number)
-            assert client.stdout is not None
-            assert (client.stdout.read(), client.wait(20)) == (b"4.3.0 milterapp-pipe: stopped\n", 75)
+            process.send_signal(number)
+            assert process.stdout is not None
+            assert (process.stdout.read(), process.wait(20)) == (b"4.3.0 milterapp-pipe: stopped\n", 75)
 
 
 def test_its_own_deadline_is_a_deferral(peer: Peer) -> None:
     """An answer that does not come is 75 before pipe(8) loses patience and bounces."""
-    source = Path(PROGRAM).read_text().replace("DEADLINE = 600", "DEADLINE = 1")
-    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as client:
-        output, _ = client.communicate(MESSAGE, 20)
-    assert (client.returncode, output) == (75, b"4.3.0 milterapp-pipe: no answer in time\n")
+    source = f"{Path(client.__file__).read_text().replace('DEADLINE = 600', 'DEADLINE = 1')}\nmain()"
+    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as process:
+        output, _ = process.communicate(MESSAGE, 20)
+    assert (process.returncode, output) == (75, b"4.3.0 milterapp-pipe: no answer in time\n")
 
 
 @pytest.mark.parametrize(("said", "want"), [(answer("ok"), 0), (answer("defer", "x"), 75), (None, 75)])
 def test_nobody_reading_the_output_changes_no_status(peer: Peer, said: bytes | None, want: int) -> None:
     """With standard output closed the status is what it was (an unflushed one would be 120, which bounces)."""
     source = f"import os; os.close(1); import runpy; runpy.run_path({PROGRAM!r}, run_name='__main__')"
-    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as client:
-        assert client.stdin is not None
-        client.stdin.write(MESSAGE)
-        client.stdin.close()
+    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as process:
+        assert process.stdin is not None
+        process.stdin.write(MESSAGE)
+        process.stdin.close()
         if select.select([peer.listener], [], [], 2)[0]:
             connection, datagram = peer.take()
             with connection:
@@ -236,14 +238,14 @@ def test_nobody_reading_the_output_changes_no_status(peer: Peer, said: bytes | N
                 datagram.close()
                 if said is not None:
                     connection.send(said)
-        assert client.wait(20) in (want, 75)
+        assert process.wait(20) in (want, 75)
 
 
 @given(st.binary(max_size=300))
 def test_no_answer_is_a_fault(data: bytes) -> None:
     """Any bytes are a status of the table or a ValueError."""
     try:
-        status, _ = pipe.decode(b"ANSWER\n" + data)
+        status, _ = client.decode(b"ANSWER\n" + data)
     except ValueError:
         return
     assert status in (0, 69, 75)
@@ -252,8 +254,8 @@ def test_no_answer_is_a_fault(data: bytes) -> None:
 @given(st.lists(st.binary(max_size=300), min_size=5, max_size=5))
 def test_the_envelope_reads_as_a_datagram(values: list[bytes]) -> None:
     """What the client writes by hand is what `wire` reads."""
-    datagram = wire.decode(pipe.encode(values), kinds.DELIVER)
-    assert [datagram.fields[tag] for tag in pipe.TAGS] == values
+    datagram = wire.decode(client.encode(values), kinds.DELIVER)
+    assert [datagram.fields[tag] for tag in client.TAGS] == values
 
 
 def test_a_dying_parent_is_seen_before_it_is_gone() -> None:
@@ -262,21 +264,21 @@ def test_a_dying_parent_is_seen_before_it_is_gone() -> None:
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    flags = pipe.flags_of(child)
+    flags = client.flags_of(child)
     assert flags is not None
     assert flags & 4
     os.waitpid(child, 0)
-    assert not (pipe.flags_of(os.getpid()) or 0) & 4
-    assert pipe.flags_of(2**22 + 1) is None
+    assert not (client.flags_of(os.getpid()) or 0) & 4
+    assert client.flags_of(2**22 + 1) is None
 
 
 def test_a_reader_that_is_gone_is_unfinished() -> None:
     """Where nobody reads our output any more pipe(8) is gone, whatever /proc says."""
     reader, writer = os.pipe()
-    pipe.finished(os.getppid(), writer)
+    client.finished(os.getppid(), writer)
     os.close(reader)
-    with pytest.raises(pipe.Unfinished):
-        pipe.finished(os.getppid(), writer)
+    with pytest.raises(client.Unfinished):
+        client.finished(os.getppid(), writer)
     os.close(writer)
 
 
@@ -288,13 +290,13 @@ def abandon(peer: Peer, size: int) -> int:
         status = 1
         try:
             os.setsid()
-            client = subprocess.Popen(
+            process = subprocess.Popen(
                 [*PYTHON, PROGRAM, f"--socket={peer.path}", *WHOLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
-            os.write(tell, b"%d" % client.pid)
-            assert client.stdin is not None
-            client.stdin.write(b"Subject: x\n\n" + b"x" * size)
-            client.stdin.flush()
+            os.write(tell, b"%d" % process.pid)
+            assert process.stdin is not None
+            process.stdin.write(b"Subject: x\n\n" + b"x" * size)
+            process.stdin.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(status)
@@ -364,10 +366,10 @@ def hidden(peer: Peer, what: str) -> subprocess.Popen[bytes]:
     """Play pipe(8) where /proc shows nobody else's processes."""
     os.chmod(peer.folder, 0o755)
     os.chmod(peer.path, 0o666)
-    client = [*PYTHON, PROGRAM, f"--socket={peer.path}", *WHOLE]
+    command = [*PYTHON, PROGRAM, f"--socket={peer.path}", *WHOLE]
     outer = f'{HIDE} "$@"' if what == "parts" else f'{HIDE.removesuffix("exec")} "$@"; true'
     return subprocess.Popen(
-        [*NAMESPACE, outer, "sh", "/usr/bin/python3", "-I", "-c", HIDDEN, what, *client], stdout=subprocess.PIPE
+        [*NAMESPACE, outer, "sh", "/usr/bin/python3", "-I", "-c", HIDDEN, what, *command], stdout=subprocess.PIPE
     )
 
 
@@ -394,10 +396,26 @@ def test_where_proc_hides_pipe_a_part_is_not_delivered(peer: Peer) -> None:
 
 def test_the_client_imports_next_to_nothing() -> None:
     """What each message pays for: the interpreter, and modules that are part of it."""
-    source = f"import sys; exec(open({PROGRAM!r}).read(), {{'__name__': ''}}); print(*sorted(sys.modules))"
+    source = f"import sys; exec(open({client.__file__!r}).read()); print(*sorted(sys.modules))"
     plain = "import sys; print(*sorted(sys.modules))"
     have, had = (
         set(subprocess.run([*PYTHON, "-c", text], capture_output=True, text=True, check=True).stdout.split())
         for text in (source, plain)
     )
     assert have - had <= {"_socket", "fcntl", "select"}
+
+
+def test_a_client_that_cannot_be_loaded_defers(tmp_path: Path) -> None:
+    """An installation that is broken is 75, not the 1 of a traceback."""
+    shutil.copy(PROGRAM, tmp_path / "pipe.py")
+    for source in (None, "x ="):
+        if source is not None:
+            (tmp_path / "client.py").write_text(source)
+        done = subprocess.run([*PYTHON, str(tmp_path / "pipe.py"), *WHOLE], input=MESSAGE, stderr=subprocess.PIPE)
+        assert done.returncode == 75
+
+
+def test_the_client_is_of_the_standard_library() -> None:
+    """The client keeps to the modules of the interpreter, in its source as well."""
+    names = set(re.findall(r"^\s*(?:import|from) (\w+)", Path(client.__file__).read_text(), re.MULTILINE))
+    assert names <= set(sys.stdlib_module_names)
