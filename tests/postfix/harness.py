@@ -13,7 +13,6 @@ import json
 import os
 import pwd
 import shutil
-import signal
 import smtplib
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.postfix import mailboxes, maillog
+from tests.postfix import mailboxes, maillog, processes
 from tests.postfix.maillog import Fate
 
 __all__ = ["DOMAIN", "OUTSIDE", "PEOPLE", "Answer", "Site", "in_world", "message"]
@@ -168,15 +167,19 @@ class Site:
                 raise AssertionError(f"milterapp {name} did not stop within 20 s of SIGTERM") from None
 
     def revive(self) -> list[str]:
-        """Start again each service whose process ended, as an init system would; return their names."""
+        """Start again each service whose process ended, and Postfix, as an init system would; return their names."""
         ended = [name for name in SERVICES if name in self._services and self._services[name].poll() is not None]
         for name in ended:
+            del self._services[name]
             self.start_service(name)
+        if not processes.is_running(processes.master()):
+            self.postfix("start")
+            ended.append("postfix")
         return ended
 
-    def service_pid(self, name: str) -> int:
-        """Return the process id of a service."""
-        return self._services[name].pid
+    def pids(self, role: str) -> list[int]:
+        """Return the processes of a role (processes.ROLES), none where none runs."""
+        return processes.of_role(role, {name: process.pid for name, process in self._services.items()})
 
     def answers(self, name: str) -> bool:
         """Return whether a service takes connections on its socket. Raises AssertionError where it ended."""
@@ -226,8 +229,6 @@ class Site:
     def reset(self) -> None:
         """Empty queue, mailboxes, homes and rules; start again what a test has killed."""
         self.revive()
-        if self.postfix("status", check=False) != 0:
-            self.postfix("start")
         subprocess.run(["postsuper", "-d", "ALL"], check=True, capture_output=True)
         for person in PEOPLE:
             account = pwd.getpwnam(person)
@@ -411,7 +412,3 @@ class Site:
                 services = "\n".join(f"-- {name}\n{self.service_log(name)[-2000:]}" for name in SERVICES)
                 raise AssertionError(f"waited {deadline} s for {what}\n{self.log_tail()}\n{services}")
             time.sleep(0.02)
-
-    def kill(self, pid: int) -> None:
-        """Kill a process, as the kernel's memory killer would."""
-        os.kill(pid, signal.SIGKILL)
