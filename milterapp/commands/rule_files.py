@@ -5,6 +5,7 @@ Must never: use a file that the agent would not use as somebody's own rules, or 
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,7 @@ def site(path: str) -> Rules:
 
 def named(paths: Sequence[str], *, site: bool) -> Rules:
     """Return the rules of these files as one policy, in this order. Raises Failure 66."""
-    loaded = [load(_read(path), path, site=site, read_list=_lists(path), tests=False) for path in paths]
+    loaded = [load(_read(path), path, site=site, read_list=_lists(path, site=site), tests=False) for path in paths]
     policies = [policy for policy, _ in loaded if policy is not None]
     return _joined(policies, len(paths), tuple(problem for _, found in loaded for problem in found))
 
@@ -168,11 +169,13 @@ def _read(path: str) -> bytes:
     return source
 
 
-def _lists(path: str) -> Callable[[str], bytes]:
-    """Return what reads a list beside a rule file; it raises OSError with the reason."""
+def _lists(path: str, *, site: bool) -> Callable[[str], bytes]:
+    """Return what reads a list beside a rule file; it raises OSError with the reason, as delivery does."""
     folder = os.path.dirname(path)
 
     def read_list(name: str) -> bytes:
+        if not site and "/" in name:
+            raise OSError(errno.EINVAL, "a list is a file beside the rules, its name without '/'")
         with open(os.path.join(folder, name), "rb") as file:
             return file.read(_MOST + 1)
 

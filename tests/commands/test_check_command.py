@@ -49,6 +49,12 @@ FOUND: dict[str, tuple[dict[str, str], list[str], int, str]] = {
         "a.yaml: 1 rule",
     ),
     "list-missing": ({"a.yaml": "lists:\n  l: {file: l.txt}\n" + GOOD}, ["a.yaml"], 65, "a.yaml:2:13: "),
+    "list-elsewhere": (
+        {"a.yaml": "lists:\n  l: {file: ../l.txt}\n" + GOOD},
+        ["a.yaml"],
+        65,
+        "a list is a file beside the rules",
+    ),
     "not-text": ({"a.yaml": "rules: \x00"}, ["a.yaml"], 65, "a.yaml:1:8: "),
     "empty": ({"a.yaml": ""}, ["a.yaml"], 65, "a.yaml:1:1: "),
 }

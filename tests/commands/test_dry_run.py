@@ -357,9 +357,14 @@ def test_root_reads_somebodys_rules_as_that_person(milterapp: Milterapp) -> None
     """`--user` called by root: what a person wrote is not parsed with root's rights."""
     path = Path("~alice/.milterapp/rules.yaml").expanduser()
     path.parent.mkdir(exist_ok=True)
-    path.write_text("lists:\n  stolen: {file: /etc/shadow}\nrules:\n  - name: a\n    then: keep\n")
+    path.write_text("lists:\n  secret: {file: secret.txt}\nrules:\n  - name: a\n    then: keep\n")
     subprocess.run(["chown", "-R", "alice:", path.parent], check=True)
-    ended = milterapp("test", "--user", "alice", message=LETTER)
-    assert ended.returncode == os.EX_DATAERR
-    assert "cannot be read" in ended.stderr
+    secret = path.with_name("secret.txt")
+    secret.write_text("root@example.org\n")
+    for mode, code in ((0o644, 0), (0o600, os.EX_DATAERR)):  # root could read it either way
+        secret.chmod(mode)
+        ended = milterapp("test", "--user", "alice", "--expect", "keep", message=LETTER)
+        assert ended.returncode == code, ended.stderr
+    assert "the list 'secret.txt' cannot be read: Permission denied" in ended.stderr
+    secret.unlink()
     path.unlink()
