@@ -15,6 +15,7 @@ from milterapp import __version__
 from milterapp.commands import configuration
 from milterapp.commands.failure import MEANINGS
 from milterapp.commands.main import COMMANDS, parser_of
+from milterapp.rules.decision import Decision
 from milterapp.settings import Settings
 
 MAN = Path(__file__).parents[1] / "man"
@@ -52,6 +53,11 @@ def test_options(name: str) -> None:
 def test_exit_codes() -> None:
     """milterapp(1) lists every exit code there is."""
     assert tags(section("milterapp.1", "EXIT STATUS")) == [str(code) for code in MEANINGS]
+
+
+def test_json_keys() -> None:
+    """milterapp(1) lists the keys of --json, all of them and in their order."""
+    assert tags(section("milterapp.1", "JSON")) == list(Decision().to_json())
 
 
 TOP = "At the top"
