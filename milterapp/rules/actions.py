@@ -326,7 +326,7 @@ class ForwardTo(Action):
 class ReplyWith(Action):
     """Answer the sender with a text; the rules go on and the message is kept, unless they say otherwise. Once for
     each correspondent and interval, and never to a list, a bounce, another automatic answer or a null sender: no rule
-    can switch that off. Without `subject` it is `Auto:` and the subject of the message.
+    can switch that off. Without `subject` it is `Re:` and the subject of the message. A value is one line of the text.
     """
 
     word = "reply"

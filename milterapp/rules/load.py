@@ -77,7 +77,10 @@ def _policy(root: Node, file: str, decoder: RuleDecoder, read_list: ReadList | N
     cases: tuple[tuple[Place, Case], ...] = ()
     if tested is not None:
         cases = read_cases(tested, decoder, [rule.name for rule in rules])
-    return Policy(file, decoder.site, rules, cases)
+    policy = Policy(file, decoder.site, rules, cases)
+    if not _fatal(decoder.problems):
+        _ = policy.index  # made now, so that workers which fork from here share it
+    return policy
 
 
 def _lists(node: Node, decoder: RuleDecoder, read_list: ReadList | None) -> None:
