@@ -51,7 +51,7 @@ def test_a_value_is_named(word: str) -> None:
 
 def test_keys_and_expectations_are_named() -> None:
     """The page has every key of the file, of a rule, and every word of `expect`."""
-    bold = set(re.findall(r"(?:\\fB|^\.B )([\w\\-]+)", PAGE, re.MULTILINE))
+    bold = set(re.findall(r"(?:\\fB|^\.B )([\w-]+)", PAGE, re.MULTILINE))
     assert {*KEYS, *RULE_KEYS, *EXPECTATIONS} <= bold
 
 
