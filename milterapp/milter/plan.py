@@ -28,11 +28,14 @@ MACROS: dict[Step, str] = {
 }
 
 _EDITS = (PrefixSubject, RemoveHeader, SetHeader)  # what is changed must be known; what is added need not
-_READS: dict[Stage, Step] = {
-    Stage.CONNECT: "connect",
-    Stage.HELO: "helo",
-    Stage.MAIL: "mail",
-    Stage.RCPT: "rcpt",
+# By step, the stages whose rules may have an answer there. What is known at connect is said at HELO: at connect Postfix
+# would greet with "554 not accepting connections" in place of the rule's reply. A client need not say HELO.
+_ANSWERS: dict[Step, frozenset[Stage]] = {
+    "helo": frozenset({Stage.CONNECT, Stage.HELO}),
+    "mail": frozenset({Stage.CONNECT, Stage.HELO, Stage.MAIL}),
+    "rcpt": frozenset({Stage.RCPT}),
+    # The first step that knows the queue id, and the last chance not to be sent the message.
+    "data": frozenset({Stage.CONNECT, Stage.HELO, Stage.MAIL, Stage.RCPT}),
 }
 
 
@@ -51,16 +54,11 @@ class Plan:
 
 
 def plan_for(policy: Policy) -> Plan:
-    """Return what a policy needs. Client, sender and recipients are always wanted, for the log."""
-    stages = policy.stages
+    """Return what a policy needs. Client, HELO, sender and recipients are always wanted, for the log."""
+    known = policy.stages | {rule.stage for rule in policy.rules}  # a rule without conditions is known at connect
     headers = policy.reads_headers or any(type(one) in _EDITS for rule in policy.rules for one in rule.actions)
-    steps: set[Step] = {"connect", "mail", "rcpt"}
-    # A rule without conditions answers at connect already.
-    answers: set[Step] = {"connect"} | {step for stage, step in _READS.items() if stage in stages}
-    steps |= answers
-    if max(stages, default=Stage.CONNECT) <= Stage.RCPT or stages & set(_READS):
-        steps.add("data")  # the first step that knows the queue id, and the last chance not to be sent the message
-        answers.add("data")
+    answers = {step for step, stages in _ANSWERS.items() if stages & known}
+    steps = {"connect", "helo", "mail", "rcpt", *answers}
     if headers:
         steps |= {"header", "eoh"}
         answers.add("eoh")
