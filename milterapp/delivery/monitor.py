@@ -158,9 +158,11 @@ class Monitor:
             if pid == 0:
                 return
             if pid == self._zygote.pid:
-                self._zygote_lost("it ended")
+                self._zygote.pid = 0  # another process may have that number by now
+                self._zygote_lost(f"process {pid} ended")
             elif pid == self._resolver.pid:
-                self._resolver_lost("it ended")
+                self._resolver.pid = 0
+                self._resolver_lost(f"process {pid} ended")
             else:
                 self._agents.reaped(pid)
 
@@ -183,21 +185,24 @@ class Monitor:
         while len(self._agents) and self._clock() < until:
             self._loop.turn(_TICK)
             self._agents.tick()
+        left = {child.pid for child in (self._zygote, self._resolver)} - {0}
         for child in (self._zygote, self._resolver):
-            pid = child.pid
             if child.control is not None:
                 self._loop.unwatch(child.control)
+                child.control.close()  # they leave by themselves, the zygote after its agents
+        while left and self._clock() < until:
+            left -= {pid for pid in left if _ended(pid)}
+            time.sleep(0.01)
+        for child in (self._zygote, self._resolver):
             child.gone()
-            if pid:
-                _wait(pid)
         self._log("info", "stopped")
 
 
-def _wait(pid: int) -> None:
+def _ended(pid: int) -> bool:
     try:
-        os.waitpid(pid, 0)
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
     except ChildProcessError:
-        pass  # it was taken with the others
+        return True  # it was taken before
 
 
 def make_folder(path: str, owner: linux.Account, group: int) -> None:

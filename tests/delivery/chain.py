@@ -77,9 +77,12 @@ class Submit(threading.Thread):
 
 
 class Chain:
-    """The processes. Accounts are bare numbers, so that nothing needs to be made. real: with people's agents."""
+    """The processes. Accounts are bare numbers, so that nothing needs to be made. real: with people's agents.
 
-    def __init__(self, *, real: bool = False, **delivery: Any) -> None:
+    prefix: what starts the monitor, in place of nothing.
+    """
+
+    def __init__(self, *, real: bool = False, prefix: Sequence[str] = (), **delivery: Any) -> None:
         self.folder = tempfile.mkdtemp(prefix="milterapp-chain-")
         os.chmod(self.folder, 0o755)
         os.mkdir(f"{self.folder}/monitor")
@@ -96,11 +99,16 @@ class Chain:
         self.log_path = f"{self.folder}/log"
         self._clients: list[subprocess.Popen[bytes]] = []
         with open(self.log_path, "wb") as log:
+            role = ["monitor", "real"] if real else ["monitor"]
             self.monitor = subprocess.Popen(
-                [sys.executable, "-I", STANDIN, json.dumps(dataclasses.asdict(settings)), "monitor", *["real"] * real],
+                [*prefix, sys.executable, "-I", STANDIN, json.dumps(dataclasses.asdict(settings)), *role],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-        self.wait("ready")
+        try:
+            self.wait("ready")
+        except AssertionError:
+            self.close()
+            raise
 
     def log(self, event: str = "") -> list[dict[str, Any]]:
         """Return the log lines so far, all or those of one event."""
@@ -115,7 +123,7 @@ class Chain:
     def wait(self, event: str, count: int = 1, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
         """Return the log line of an event with these fields, once there are `count` of them."""
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while time.monotonic() < until and (self.monitor.poll() is None or event != "ready"):
             found = [one for one in self.log(event) if fields.items() <= one.items()]
             if len(found) >= count:
                 return found[count - 1]

@@ -86,7 +86,7 @@ def act(job: wire.Datagram, home: str, user: str) -> tuple[str, str, str]:
     elif what == "STOP":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "SLOW":
-        time.sleep(1.0)
+        time.sleep(1.5)
     elif what == "FORK":
         if os.fork() == 0:
             time.sleep(600)

@@ -109,15 +109,24 @@ def test_more_users_than_agents_take_turns(chain: Chain) -> None:
     assert [chain.end(client) for client in clients] == [(0, b"")] * 5
 
 
-def test_who_waits_too_long_for_an_agent_is_deferred(chain: Chain) -> None:
-    """Where no agent is free in time, the delivery is deferred, and only then."""
+def test_a_deadline_frees_the_place_for_who_waits(chain: Chain) -> None:
+    """Where all agents hang, the next delivery waits for their deadline and is not deferred with them."""
     busy = [chain.begin(f"u{uid}@x", "HANG") for uid in (20001, 20002)]
-    chain.wait("started")
-    for _ in range(2):
-        chain.wait("started")
-    status, _ = chain.deliver("u20003@x", "A")
-    assert status == 0
+    time.sleep(0.5)
+    assert chain.deliver("u20003@x", "A") == (0, b"")
     assert [chain.end(client)[0] for client in busy] == [75, 75]
+
+
+def test_who_waits_too_long_for_an_agent_is_deferred() -> None:
+    """Where no agent is free in time, the delivery is deferred; what has one goes on."""
+    chain = Chain(deadline=20.0, wait=0.5, agents=1)
+    try:
+        busy = chain.begin("u20001@x", "SLOW")
+        time.sleep(0.3)
+        assert chain.deliver("u20003@x", "A") == (75, b"4.3.0 too many deliveries at once\n")
+        assert chain.end(busy) == (0, b"")
+    finally:
+        chain.close()
 
 
 def test_one_user_never_has_two_agents(chain: Chain) -> None:
@@ -288,3 +297,35 @@ def test_what_monitor_zygote_and_resolver_hold(chain: Chain) -> None:
         assert status["Uid"].split() == [str(MONITOR)] * 4, name
         assert (status["NoNewPrivs"], status["Seccomp"], status["Groups"]) == ("1", "2", ""), name
     assert status_of(pids["resolver"])["Gid"].split() == ["65534"] * 4  # and so not in the group that reaches submit
+
+
+def test_started_as_its_account_with_two_capabilities_it_works_as_well() -> None:
+    """systemd's way: the account already, CAP_SETUID and CAP_SETGID ambient, nothing to drop."""
+    two = "-all,+setuid,+setgid"
+    chain = Chain(
+        prefix=[
+            "setpriv", f"--reuid={MONITOR}", f"--regid={MONITOR}", "--clear-groups",
+            f"--bounding-set={two}", f"--inh-caps={two}", f"--ambient-caps={two}", "--",
+        ]
+    )  # fmt: skip
+    try:
+        assert chain.deliver(queue_id="PROBE") == (0, b"")
+        inside = chain.decided()
+        assert (inside["uid"], inside["capabilities"]) == ([20001] * 3, [0, 0, 0])
+        assert {key: inside[key] for key in WANT_INSIDE} == WANT_INSIDE
+    finally:
+        chain.close()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "why"),
+    [
+        pytest.param([f"--reuid={MONITOR}"], "lacks CAP_SETUID and CAP_SETGID", id="its account without capabilities"),
+        pytest.param([f"--reuid={STRANGER}"], f"started with uid {STRANGER}, expected root", id="another account"),
+    ],
+)
+def test_started_without_its_privileges_it_says_so(prefix: list[str], why: str) -> None:
+    """What is missing stands in one log line, and the status is 78."""
+    with pytest.raises(AssertionError, match="cannot start") as caught:
+        Chain(prefix=["setpriv", *prefix, f"--regid={MONITOR}", "--clear-groups", "--"])
+    assert why in str(caught.value)
