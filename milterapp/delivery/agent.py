@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -103,7 +104,8 @@ class Agent:
         except _FAULTS as error:
             answer = Answer("defer", str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - the edge of one message: whatever it is, Postfix keeps the message
-            answer = Answer("defer", f"internal error: {type(error).__name__}: {error}")
+            answer = Answer("defer", f"internal error: {type(error).__name__}")  # its words may be the message's
+            event["fault"] = _place(error)
         finally:
             os.close(message)
         event["seconds"] = round(time.monotonic() - start, 4)
@@ -215,6 +217,12 @@ def _hand_back(arrived: _Arrived) -> Answer:
 
 def _deferral(decision: Decision) -> str:
     return decision.reply.text if decision.reply is not None else "deferred by a rule of its recipient"
+
+
+def _place(error: Exception) -> str:
+    """Return what a fault of ours was and where, for the log."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{printable(repr(error))} at {os.path.basename(last.filename)}:{last.lineno}"
 
 
 def _explained(decision: Decision) -> Mapping[str, Any]:

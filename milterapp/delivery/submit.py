@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -26,17 +24,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from milterapp import log
-from milterapp.delivery import linux, sealed, wire
+from milterapp.delivery import door, linux, sealed, wire
 from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError, SubmitPolicy
 from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable
 from milterapp.delivery.smtp import AddressError, SmtpError
 from milterapp.mail.envelope import Envelope
 from milterapp.state.database import StateError
 
-__all__ = ["Service", "listen", "main"]
+__all__ = ["Service", "main"]
 
 _CONNECTIONS = 100  # at once; the rest wait in the backlog
-_BACKLOG = 128
 _STACK = 1024 * 1024
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
 _LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
@@ -170,57 +167,31 @@ class Service:
         return kind, fields
 
 
-def listen(path: str) -> socket.socket:
-    """Return the listening socket at the path, in place of one that a dead process left; group may connect.
-
-    Raises OSError. The folder decides who gets this far: its group is the monitor's (setgid).
-    """
-    try:
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    before = os.umask(0o117)
-    try:
-        listener.bind(path)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-    return listener
-
-
 def main(argv: list[str]) -> int:
     """Run the service with the site's settings, one JSON object; return an exit code of sysexits(3)."""
     if len(argv) != 1:
         sys.stderr.write("usage: python -I -m milterapp.delivery.submit JSON\n")
         return os.EX_USAGE
     settings: Mapping[str, Any] = json.loads(argv[0])
+    own, accounts, delivery = settings["submit"], settings["accounts"], settings["delivery"]
     log.configure(settings["log"])
-    account, monitor = settings["accounts"]["submit"], settings["accounts"]["monitor"]
+    said = log.get("submit")
     try:
-        monitor_uid = pwd.getpwnam(monitor).pw_uid
-    except KeyError:
-        log.get("submit").error("no such account", account=monitor)
-        return os.EX_NOUSER
-    linux.drop_to_account(account, supplementary=("postdrop",))
-    os.umask(0o077)
-    policy = SubmitPolicy.from_site(settings)
-    try:
-        listener = listen(settings["submit"]["socket"])
-        postman = Postman(policy)
-    except (OSError, StateError) as error:
-        log.get("submit").error("cannot start", reason=str(error))
-        return os.EX_TEMPFAIL
+        monitor, account = linux.account(accounts["monitor"]), linux.account(accounts["submit"])
+        door.make_folder(os.path.dirname(own["socket"]), account.uid, monitor.gid, 0o2750)
+        door.make_folder(own["state"], account.uid, account.gid, 0o700)
+        linux.drop_to_account(accounts["submit"], supplementary=("postdrop",))
+        os.umask(0o077)
+        postman = Postman(SubmitPolicy.from_site(settings))
+        listener = door.listen(own["socket"], 0o660)
+    except (linux.PrivilegeError, StateError, ValueError, OSError) as error:
+        said.error("cannot start", reason=str(error))
+        return os.EX_CONFIG
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
-    delivery = settings["delivery"]
-    log.get("submit").info("started", socket=settings["submit"]["socket"])
-    Service(postman, monitor_uid, idle=delivery["deadline"] + delivery["wait"]).run(listener)
-    log.get("submit").info("stopped")
+    said.info("ready", socket=own["socket"])
+    Service(postman, monitor.uid, idle=delivery["deadline"] + delivery["wait"]).run(listener)
+    said.info("stopped")
     return os.EX_OK
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,15 +131,12 @@ class AgentProcess:
                 os._exit(99)
         child.close()
 
-    def deliver(
-        self, submit: Submit, message: bytes = MESSAGE, *, before: Callable[[], object] = lambda: None, **fields: str
-    ) -> Result:
+    def deliver(self, submit: Submit, message: bytes = MESSAGE, /, **fields: str) -> Result:
         """Give it one job, answer what it asks submit, and return what came of it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptor = sealed.seal([message])
         said = {**JOB, **fields}
         with ours:
-            before()
             wire.send(self.control, "JOB", said, (descriptor, theirs.fileno()))
             theirs.close()
             os.close(descriptor)

@@ -109,7 +109,7 @@ def test_a_likeness_is_no_reason(sender: str) -> None:
         pytest.param(b"To: undisclosed-recipients:;\n", id="undisclosed"),
         pytest.param(b"To: bob@x.org.example.net\n", id="a longer domain"),
         pytest.param(b"To: notbob@x.org\n", id="a longer local part"),
-        pytest.param(b"To: bob@x.org <carol@x.org>\n", id="as a display name"),
+        pytest.param(b'To: "bob@x.org" <carol@x.org>\n', id="as a display name"),
         pytest.param(b"Subject: bob@x.org\n", id="elsewhere"),
     ],
 )

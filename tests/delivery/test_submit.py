@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import grp
+import json
 import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,14 +21,15 @@ from pathlib import Path
 
 import pytest
 
-from milterapp.delivery import sealed, wire
+from milterapp.delivery import door, sealed, wire
 from milterapp.delivery.postman import Postman, SubmitPolicy
 from milterapp.delivery.requests import RESPONSES
-from milterapp.delivery.submit import Service, listen
+from milterapp.delivery.submit import Service
 from milterapp.settings import Settings
 from tests.delivery.smtp_peer import SmtpPeer
 
 MESSAGE = b"From: ann@example.org\nTo: bob@x.org\nSubject: hello\nMessage-ID: <m@example.org>\n\n.hi\n"
+SERVICE = (sys.executable, "-I", "-m", "milterapp.delivery.submit")
 ENVELOPE = {
     "sender": "ann@example.org", "recipient": "bob@x.org", "original": "info@x.org", "queue_id": "4A", "user": "bob",
 }  # fmt: skip
@@ -49,7 +54,7 @@ class World:
         """Start the service."""
         assert self.policy is not None
         self.postman = Postman(self.policy)
-        self.listener = listen(str(self.folder / "submit"))
+        self.listener = door.listen(str(self.folder / "submit"), 0o660)
         self._thread = threading.Thread(target=Service(self.postman, self.monitor, idle=10).run, args=(self.listener,))
         self._thread.start()
 
@@ -366,12 +371,15 @@ def test_the_socket_is_for_its_group(world: World) -> None:
     assert ask(world.bound(), "KEEP")[0] == "DONE"
 
 
-def test_something_else_at_the_path_stays(tmp_path: Path) -> None:
-    """A file that is no socket is not removed for one."""
-    (tmp_path / "submit").write_text("x")
+def test_what_is_not_stale_stays(world: World, tmp_path: Path) -> None:
+    """A socket that somebody listens on, or a file that is no socket, is never taken away."""
+    with pytest.raises(OSError, match="listens there"):
+        door.listen(str(world.folder / "submit"), 0o660)
+    assert ask(world.bound(), "KEEP")[0] == "DONE"
+    (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="in use"):
-        listen(str(tmp_path / "submit"))
-    assert (tmp_path / "submit").read_text() == "x"
+        door.listen(str(tmp_path / "file"), 0o660)
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_one_line_a_request(world: World, capfd: pytest.CaptureFixture[str]) -> None:
@@ -390,30 +398,54 @@ def test_one_line_a_request(world: World, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(("argv", "code"), [([], 64), (["{}", "x"], 64)])
 def test_usage(argv: list[str], code: int) -> None:
     """The service takes its settings as its one argument."""
-    command = [sys.executable, "-I", "-m", "milterapp.delivery.submit", *argv]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == code
+    assert subprocess.run([*SERVICE, *argv], capture_output=True, check=False).returncode == code
+
+
+def _settings(folder: Path, **accounts: str) -> str:
+    settings = dataclasses.asdict(Settings())
+    settings["accounts"] |= {"monitor": "65533", "submit": "65532", **accounts}
+    settings["submit"] |= {"socket": str(folder / "run/socket"), "state": str(folder / "state")}
+    return json.dumps(settings)
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """Give a folder that every account can look into."""
+    with tempfile.TemporaryDirectory(prefix="milterapp-submit-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
 
 
 @pytest.mark.root
-def test_the_service_stops_when_told(tmp_path: Path) -> None:
-    """Started as its account it takes connections, and SIGTERM ends it with 0."""
-    import json
-
-    tmp_path.chmod(0o700)
-    settings = dataclasses.asdict(Settings())
-    settings["accounts"] = dict.fromkeys(("milter", "pipe", "monitor", "submit"), "nobody")
-    settings["submit"] |= {"socket": str(tmp_path / "socket"), "state": str(tmp_path / "state")}
-    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
-        os.chmod(folder, 0o755)
-    os.chown(tmp_path, 65534, 65534)
-    command = [sys.executable, "-I", "-m", "milterapp.delivery.submit", json.dumps(settings)]
-    service = subprocess.Popen(command, stderr=subprocess.PIPE)
+def test_the_service_drops_and_stops_when_told(passable: Path) -> None:
+    """Started by root it makes its folders, becomes its account with group postdrop, and SIGTERM ends it with 0."""
+    service = subprocess.Popen([*SERVICE, _settings(passable)], stderr=subprocess.PIPE)
     try:
         assert service.stderr is not None
-        assert b"event=started" in service.stderr.readline()
-        assert os.stat(tmp_path / "socket").st_uid == 65534
+        assert b"event=ready" in service.stderr.readline()
+        status = Path(f"/proc/{service.pid}/status").read_text()
+        groups = str(grp.getgrnam("postdrop").gr_gid)
+        assert re.search(
+            rf"^Uid:\t65532\t65532\t65532\t65532\nGid:\t65532.*\n(?:.*\n)*?Groups:\t{groups} $", status, re.MULTILINE
+        )
+        assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+        assert stat.S_IMODE((passable / "run").stat().st_mode) == 0o2750
+        assert (passable / "run/socket").stat().st_gid == 65533
+        assert stat.S_IMODE((passable / "state").stat().st_mode) == 0o700
         service.send_signal(signal.SIGTERM)
         assert service.wait(20) == 0
     finally:
         service.kill()
         service.communicate()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "accounts", [{"monitor": "no-such-account"}, {"submit": "no-such-account"}, {"submit": "root"}]
+)
+def test_the_service_does_not_start_without_its_accounts(passable: Path, accounts: dict[str, str]) -> None:
+    """An account that is missing, or root's, is a line that says so and 78."""
+    ended = subprocess.run([*SERVICE, _settings(passable, **accounts)], capture_output=True, check=False, timeout=20)
+    assert ended.returncode == 78
+    assert b"cannot start" in ended.stderr
+    assert next(iter(accounts.values())).encode() in ended.stderr

@@ -1,0 +1,59 @@
+"""The socket a service listens on, and the folder that says who may come as far as it.
+
+Must never: take a socket away from a service that still listens on it, or change a folder that is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+
+__all__ = ["listen", "make_folder"]
+
+_BACKLOG = 128
+
+
+def make_folder(path: str, uid: int, gid: int, mode: int) -> None:
+    """Make a folder where it is missing and this process is root; one that exists is the site's own matter."""
+    if os.geteuid() == 0 and not os.path.lexists(path):
+        os.makedirs(path, 0o755)
+        os.chown(path, uid, gid)
+        os.chmod(path, mode)
+
+
+def listen(path: str, mode: int) -> socket.socket:
+    """Return a listening SOCK_SEQPACKET socket at the path, in place of one that a dead process left.
+
+    Raises OSError: somebody listens there already, something else is at the path, or the folder refuses.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        _clear(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _clear(path: str) -> None:
+    """Remove the socket of a process that is gone."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return  # bind says what is wrong
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+        try:
+            caller.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "another service listens there", path)
