@@ -28,7 +28,7 @@ from milterapp.delivery.children import Child, Loop
 from milterapp.delivery.deliveries import Deliveries
 from milterapp.delivery.event import Log
 
-__all__ = ["Monitor", "listen", "main", "program", "run"]
+__all__ = ["BusyError", "Monitor", "listen", "main", "program", "run"]
 
 _TICK, _QUIET = 0.1, 1.0  # seconds between two looks at the clock, while something waits and while nothing does
 _MOST = 500  # deliveries at once; more wait in the socket's backlog
@@ -36,6 +36,10 @@ _DESCRIPTORS = 8  # of ours for each delivery, at most
 _BACKLOG = 512
 _DRAIN = 25.0  # seconds for what is under way, after SIGTERM; systemd waits 90
 _LEAVE = 6.0  # seconds for the children to leave then
+
+
+class BusyError(Exception):
+    """Another monitor runs."""
 
 
 class Monitor:
@@ -198,6 +202,14 @@ class Monitor:
         self._log("info", "stopped")
 
 
+_STATUSES: Mapping[type[Exception], int] = {
+    BusyError: os.EX_TEMPFAIL,
+    linux.PrivilegeError: os.EX_NOPERM,
+    ValueError: os.EX_CONFIG,
+    OSError: os.EX_OSERR,
+}
+
+
 def _ended(pid: int) -> bool:
     try:
         return os.waitpid(pid, os.WNOHANG)[0] != 0
@@ -214,22 +226,31 @@ def make_folder(path: str, owner: linux.Account, group: int) -> None:
 
 
 def listen(path: str) -> socket.socket:
-    """Return the listening socket, in place of one that a former monitor left. Raises OSError.
+    """Return the listening socket, in place of one that a former monitor left. Raises BusyError or OSError.
 
     Its mode lets everybody connect; who may is for its folder to say, and for SO_PEERCRED.
     """
     try:
         if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+                probe.connect(path)
+            raise BlockingIOError
     except FileNotFoundError:
         pass
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except BlockingIOError as error:
+        raise BusyError(f"another monitor serves {path}") from error
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.umask(0o111)
     try:
         listener.bind(path)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     finally:
         os.umask(before)
-    listener.listen(_BACKLOG)
     return listener
 
 
@@ -255,9 +276,9 @@ def run(text: str, *, zygote: Sequence[str] = (), resolver: Sequence[str] = ()) 
         linux.undumpable()
         linux.adopt_orphans()
         listener = listen(own["socket"])
-    except (linux.PrivilegeError, ValueError, OSError) as error:
+    except tuple(_STATUSES) as error:
         log("error", "cannot start", error=str(error))
-        return os.EX_CONFIG
+        return next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
     log("info", "ready", uid=account.uid, socket=own["socket"], landlock=linux.landlock_abi())
     Monitor(
         settings, listener, frozenset({client.uid}), log,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from milterapp.delivery import sealed, wire
+from milterapp.delivery import monitor, sealed, wire
 from tests.delivery.chain import MESSAGE, MONITOR, STRANGER, Chain, wait_gone
 
 pytestmark = pytest.mark.root
@@ -325,7 +325,35 @@ def test_started_as_its_account_with_two_capabilities_it_works_as_well() -> None
     ],
 )
 def test_started_without_its_privileges_it_says_so(prefix: list[str], why: str) -> None:
-    """What is missing stands in one log line, and the status is 78."""
+    """What is missing stands in one log line."""
     with pytest.raises(AssertionError, match="cannot start") as caught:
         Chain(prefix=["setpriv", *prefix, f"--regid={MONITOR}", "--clear-groups", "--"])
     assert why in str(caught.value)
+
+
+def socket_in(folder: Path) -> str:
+    """Return a place for a socket."""
+    return str(folder / "socket")
+
+
+def test_a_socket_that_was_left_is_replaced(tmp_path: Path) -> None:
+    """After a crash the monitor takes its place again."""
+    with monitor.listen(socket_in(tmp_path)):
+        pass
+    with monitor.listen(socket_in(tmp_path)) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+        one.connect(socket_in(tmp_path))
+        listener.accept()[0].close()
+
+
+def test_a_socket_that_is_served_is_left_alone(tmp_path: Path) -> None:
+    """A second monitor does not take the first one's place."""
+    with monitor.listen(socket_in(tmp_path)), pytest.raises(monitor.BusyError, match="another monitor serves"):
+        monitor.listen(socket_in(tmp_path))
+
+
+def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    """A file in the socket's place is not removed."""
+    (tmp_path / "socket").write_text("mine")
+    with pytest.raises(OSError, match="in use"):
+        monitor.listen(socket_in(tmp_path))
+    assert (tmp_path / "socket").read_text() == "mine"
