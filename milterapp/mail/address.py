@@ -14,15 +14,15 @@ from milterapp.mail.limits import LimitHit
 __all__ = ["Address", "Reader", "parse"]
 
 _ATOM = r"[^\x00-\x20\x7f()<>\[\]:;@\\\",.]++"
-_DOTTED = rf"{_ATOM}(?:\.{_ATOM})*+"
+_DOTTED = rf"{_ATOM}(?:\.{_ATOM})*"
 # One whole mailbox as nearly all mail writes it, and what ends it; anything else is taken apart token by token.
 _ORDINARY = re.compile(
-    rf"[ \t]*+(?:(?:\"(?P<quoted>[^\"\\]*+)\"[ \t]*+|(?P<phrase>[^\x00-\x1f\x7f()<>\[\]:;@\\,\"]++))?+"
+    rf"[ \t]*+(?:(?:\"(?P<quoted>[^\"\\]*+)\"[ \t]*+|(?P<phrase>[^\x00-\x1f\x7f()<>\[\]:;@\\,\"]++))?"
     rf"<(?P<local>{_DOTTED})@(?P<domain>{_DOTTED})>"
     rf"|(?P<bare_local>{_DOTTED})@(?P<bare_domain>{_DOTTED}))[ \t]*+(?:,|\Z)"
 )
 # Otherwise the longest run of each kind of token; possessive, so that each character is looked at once.
-_QUOTED = r'(?P<quoted>"(?:[^"\\]|\\.)*+")|'
+_QUOTED = r'(?P<quoted>"[^"\\]*+(?:\\.[^"\\]*+)*+")|'
 _UNQUOTED = (
     r"(?P<blank>[ \t\r\n]++)"
     r"|(?P<literal>\[[^\[\]\\<>,\"]*+\])"
@@ -175,21 +175,25 @@ class Reader:
         return False
 
     def _flush(self) -> None:
-        """End one mailbox."""
+        """End one mailbox. Addresses that stand before it without a comma, or unquoted as its name, count as well."""
         tokens, angle, comments = self._words, self._angle, self._comments
         self._clear()
         if not tokens and not angle and not comments:
             return
         if angle is None:
-            tokens, local, domain = _spec(tokens)
+            rest, local, domain = _spec(tokens)
         else:
-            _, local, domain = _spec(angle)
+            rest, (_, local, domain) = tokens, _spec(angle)
             local = local if local or domain else _join(angle)
-        display = _join(tokens) or " ".join(comments).strip()
-        if angle is None and not domain and not local and [kind for kind, _ in tokens if kind != "blank"] == ["atom"]:
+        display = _join(rest) or " ".join(comments).strip()
+        if angle is None and not domain and not local and [kind for kind, _ in rest if kind != "blank"] == ["atom"]:
             display, local = (display, "") if "=?" in display else ("", display)
         if display or local or domain:
             self._add(Address(words.decode(display), local, domain))
+        while ("special", "@") in rest:
+            rest, local, domain = _spec(rest)
+            if local and domain:
+                self._add(Address("", local, domain))
 
     def _add(self, one: Address) -> None:
         if len(self.found) >= self.most:

@@ -5,8 +5,9 @@ Must never: write one anywhere, or take one reading of a name where there are tw
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from milterapp.mail import archives, transfer
 from milterapp.mail.lazy import Lazy
 from milterapp.mail.mime import Part
 
@@ -16,10 +17,11 @@ __all__ = ["Attachment", "attachments_of", "extensions"]
 class Attachment:
     """One attachment. names: every reading, () without a name; type: media type in lower case."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, names: tuple[str, ...], media_type: str, content: bytes | None = None) -> None:
         self.part = part
-        self.names: tuple[str, ...] = part.names
-        self.type: str = part.type
+        self.names = names
+        self.type = media_type
+        self._content = content
 
     @Lazy
     def extensions(self) -> tuple[str, ...]:
@@ -34,15 +36,59 @@ class Attachment:
     @property
     def size(self) -> int:
         """Bytes of the decoded content. Raises LimitHit."""
-        return self.part.size
+        return self.part.size if self._content is None else len(self._content)
 
     @property
     def content(self) -> bytes:
         """The decoded content; not kept. Raises LimitHit."""
-        return bytes(self.part.content)
+        return bytes(self.part.content) if self._content is None else self._content
+
+    @Lazy
+    def _listing(self) -> archives.Listing:
+        if self._content is None and not _may_be_archive(self.part, self.extensions):
+            return archives.Listing()
+        return archives.listing(self.content, self.names[0] if self.names else "")
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of what stands in it where it is an archive: zip, tar, gzip, bzip2, xz. Raises LimitHit."""
+        return self._listing.names
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with it as an archive: damaged, encrypted, two names for one member. Raises LimitHit."""
+        return self._listing.faults
 
     def __repr__(self) -> str:
         return f"Attachment(names={self.names!r}, type={self.type!r})"
+
+
+_ARCHIVES = (
+    "zip",
+    "jar",
+    "tar",
+    "gz",
+    "tgz",
+    "bz2",
+    "xz",
+    "docx",
+    "docm",
+    "xlsx",
+    "xlsm",
+    "pptx",
+    "pptm",
+    "odt",
+    "ods",
+)
+_BEGINS = {"base64": (b"UEs", b"H4s", b"Qlp", b"/Td6"), "": (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7z")}
+
+
+def _may_be_archive(part: Part, known: tuple[str, ...]) -> bool:
+    """Return whether it is worth decoding: by its extension, or by how it begins."""
+    if any(one in _ARCHIVES for one in known):
+        return True
+    begins = bytes(part.body[:80]).lstrip()
+    return begins.startswith(_BEGINS.get(part.encoding, _BEGINS[""]))
 
 
 def extensions(names: Iterable[str]) -> tuple[str, ...]:
@@ -56,5 +102,13 @@ def extensions(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def attachments_of(parts: Iterable[Part]) -> tuple[Attachment, ...]:
-    """Return the attachments among the parts, in their order, those of attached messages too."""
-    return tuple(Attachment(part) for part in parts if part.is_attachment)
+    """Return the attachments among the parts, in their order, those of attached messages too. Raises LimitHit."""
+    return tuple(one for part in parts for one in _attached(part))
+
+
+def _attached(part: Part) -> Iterator[Attachment]:
+    if part.is_attachment:
+        yield Attachment(part, part.names, part.type)
+    elif part.type == "text/plain" and part.source.find(b"begin ", part.header.body, part.end) >= 0:
+        for name, content in transfer.uudecode(part.content):  # files in the text itself, as before MIME
+            yield Attachment(part, (name,) if name else (), "application/octet-stream", content)

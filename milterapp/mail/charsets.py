@@ -189,7 +189,7 @@ def cost(data: bytes | memoryview, charset: str) -> int:
     codec = known(charset) or "utf_8"
     if codec in _SHIFTING:
         return _SHIFTING[codec] * len(data) * _SLOW.get(codec, 1)
-    width = 1
+    width = _ascii_width(codec)
     for at in range(0, len(data), _CHUNK):
         chunk = bytes(data[at : at + _CHUNK])
         if chunk.isascii():
@@ -198,6 +198,12 @@ def cost(data: bytes | memoryview, charset: str) -> int:
         if codec in ("utf_8", "gb18030") and chunk.translate(None, _BELOW_F0 if codec == "utf_8" else _ASCII):
             return 4 * len(data)
     return width * len(data)
+
+
+@functools.cache
+def _ascii_width(codec: str) -> int:
+    """Return 2 where ASCII bytes stand for other characters (EBCDIC, and a few for the backslash), else 1."""
+    return 1 if bytes(range(128)).decode(codec, "replace").isascii() else 2
 
 
 def _clean(text: str, codec: str) -> str:

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _LINE = 78  # RFC 5322 section 2.1.1: where what we write is folded
-_REPLY = re.compile(r"(?:(?:re|aw|sv|antw|fwd?|wg|tr)\s*+(?:\[[0-9]{1,3}\])?+:\s*+)*+", re.IGNORECASE)
+_REPLY = re.compile(r"(?:(?:re|aw|sv|antw|fwd?|wg|tr)\s*+(?:\[[0-9]{1,3}\])?:\s*+)*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

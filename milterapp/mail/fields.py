@@ -15,10 +15,11 @@ from milterapp.mail.limits import LimitHit, Limits
 __all__ = ["Field", "Header", "given", "join", "scan", "unfold"]
 
 # A field is a line whose name is printable ASCII before the first blank or colon, with the lines folded onto it.
-# Possessive throughout: a line that is no field is left at its first odd byte, and nothing is looked at twice.
+# Possessive: a line that is no field is left at its first odd byte, and nothing is looked at twice. (A possessive group
+# may hold only what fails at its first characters: before Python 3.11.5 a later failure keeps what was matched so far.)
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)(?:\n|\Z)")
-_FROM_LINES = re.compile(rb"(?:>*+From [^\n]*+(?:\n|\Z))*+")
-_FOLDED_LINES = re.compile(rb"(?:[ \t][^\n]*+\n)*+")
+_FROM_LINES = re.compile(rb"(?:>*+From [ \t]*+(?!:)[^\n]*+(?:\n|\Z))*")
+_FOLDED_LINES = re.compile(rb"(?:[ \t][^\n]*+\n)*")
 _BARE_CR = re.compile(rb"\r(?!\n|\Z)")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from milterapp.mail import address, attachments, kinds, mime, text
+from milterapp.mail import address, attachments, kinds, links, mime, text
 from milterapp.mail.address import Address
 from milterapp.mail.attachments import Attachment
 from milterapp.mail.fields import Field, Header, given, join, scan
@@ -201,6 +201,16 @@ class Mail:
         return attachments.attachments_of(self.parts)
 
     @Lazy
+    def urls(self) -> tuple[str, ...]:
+        """The addresses that its text and its HTML link to, each once."""
+        return links.found_in(self.text, self.html)
+
+    @Lazy
+    def url_hosts(self) -> tuple[str, ...]:
+        """The hosts of its links, lower case, each once."""
+        return tuple(dict.fromkeys(one for one in map(links.host, self.urls) if one))
+
+    @Lazy
     def malformed(self) -> tuple[str, ...]:
         """Why readers could take the message differently, as reasons, () where it is well-formed.
 
@@ -214,4 +224,6 @@ class Mail:
                 found += part.header.faults if part.header.fields else ()
             found += part.faults
             found += part.content_faults()
+        for attachment in self.attachments:
+            found += attachment.faults
         return tuple(dict.fromkeys(found))

@@ -84,16 +84,15 @@ class Part:
         return word if slash and kind and subtype else "text/plain"
 
     @Lazy
-    def disposition(self) -> parameters.Value:
-        """The Content-Disposition; its word is "" without one."""
-        found = self.fields("content-disposition")
-        return parameters.parse(found[0].raw_text) if found else parameters.Value("")
+    def dispositions(self) -> tuple[parameters.Value, ...]:
+        """Every Content-Disposition, in order."""
+        return tuple(parameters.parse(one.raw_text) for one in self.fields("content-disposition"))
 
     @Lazy
     def names(self) -> tuple[str, ...]:
         """File names of the part, every reading of `filename` and `name`, decoded."""
-        found = [one for value in map(_value, self.fields("content-disposition")) for one in _names(value, "filename")]
-        found += [one for value in self.content_types for one in _names(value, "name")]
+        found = [name for value in self.dispositions for name in value.readings.get("filename", ())]
+        found += [name for value in self.content_types for name in value.readings.get("name", ())]
         return tuple(dict.fromkeys(name for name in found if name))
 
     @Lazy
@@ -119,7 +118,9 @@ class Part:
         if self.is_multipart:
             return False
         return bool(
-            self.disposition.word == "attachment" or self.names or not self.type.startswith(("text/", "message/"))
+            any(value.word == "attachment" for value in self.dispositions)
+            or self.names
+            or not self.type.startswith(("text/", "message/"))
         )
 
     @property
@@ -149,7 +150,9 @@ class Part:
             raise LimitHit(f"more than {self.budget.limits.decoded_bytes} bytes to decode")
 
     def content_faults(self) -> Iterator[str]:
-        """Give what is wrong with the content: transfer encoding and, in text, the charset. Raises LimitHit."""
+        """Give what is wrong with its fields, its transfer encoding and, in text, the charset. Raises LimitHit."""
+        for value in self.content_types + self.dispositions:
+            yield from value.faults
         if self.is_multipart:
             return
         self._bound(len(self.body) * _COST.get(self.encoding, 1))
@@ -161,14 +164,6 @@ class Part:
                 _ = self.text
             if self.text_fault:
                 yield self.text_fault
-
-
-def _value(one: Field) -> parameters.Value:
-    return parameters.parse(one.raw_text)
-
-
-def _names(value: parameters.Value, name: str) -> tuple[str, ...]:
-    return value.readings.get(name, ())
 
 
 def split(source: bytes, header: Header, limits: Limits) -> tuple[Part, ...]:
@@ -190,8 +185,6 @@ def split(source: bytes, header: Header, limits: Limits) -> tuple[Part, ...]:
 def _children(part: Part) -> list[Part]:
     if len({value.word for value in part.content_types}) > 1:
         part.faults.append("two content types")
-    for value in part.content_types:
-        part.faults.extend(value.faults)
     if part.type in ("message/rfc822", "message/global"):
         return [_nested(part)]
     if not any(value.word.startswith("multipart/") for value in part.content_types):
@@ -200,6 +193,9 @@ def _children(part: Part) -> list[Part]:
     children: list[Part] = []
     for boundary in boundaries:
         children += _between(part, boundary)
+    if not children:  # readers show such a thing as text
+        nothing = Header((), part.header.body, part.header.body, ())
+        children.append(Part(part.source, nothing, part.end, part.depth + 1, part.budget))
     return children
 
 

@@ -15,7 +15,8 @@ from milterapp.mail.limits import LimitHit
 __all__ = ["Value", "parse"]
 
 _PARAMETER = re.compile(
-    r';[ \t]*+(?P<name>[^\s=;"]++)[ \t]*+=[ \t]*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"?|(?P<plain>[^;]*+))', re.DOTALL
+    r';[ \t]*+(?P<name>[^\s=;"]++)[ \t]*+=[ \t]*+(?:"(?P<quoted>[^"\\]*+(?:\\.[^"\\]*+)*+)"?|(?P<plain>[^;]*+))',
+    re.DOTALL,
 )
 _QUOTED_PAIR = re.compile(r'\\(["\\])')
 _COMMENT = re.compile(r"\([^()]*+\)")

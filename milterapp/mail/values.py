@@ -72,7 +72,7 @@ class HeaderText:
         """Return any text as a field's value of one line in ASCII; addresses stay addresses. Never fails."""
         if name.lower() in ADDRESS_FIELDS:
             return AddressText.encode(untrusted)
-        return words.encode(untrusted).strip()
+        return words.encode(untrusted, len(name) + 2).strip()
 
 
 class AddressText:

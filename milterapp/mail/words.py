@@ -15,6 +15,8 @@ __all__ = ["decode", "encode", "is_plain", "unlabelled"]
 _LONGEST_NAME = 80  # charset and language of one word; longer ones are none
 _LINE = 75  # RFC 2047 section 2: the most characters of one encoded word
 _BREAKS = re.compile(r"[\r\n]+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN = re.compile(r"[ -~]*")
 _Q_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!*+-/")
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]+")
@@ -87,34 +89,32 @@ def is_plain(text: str) -> bool:
     return _PLAIN.fullmatch(text) is not None and "=?" not in text
 
 
-def encode(text: str) -> str:
+def encode(text: str, column: int = 1) -> str:
     """Return text as a header value of one line: as it is where it can be, else as UTF-8 encoded words.
 
     Line ends and other control characters become blanks, a lone surrogate U+FFFD: no text ever ends the field.
+    column: characters that stand before it on its line, so that it can be folded between any two words.
     """
-    text = (
-        "".join(char if char.isprintable() or ord(char) > 0xA0 else " " for char in text)
-        if not _PLAIN.fullmatch(text)
-        else text
-    )
-    text = _BREAKS.sub(" ", text.replace("\u2028", " ").replace("\u2029", " ").replace("\x85", " "))
+    text = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text))
     if is_plain(text):
         return text
-    data = text.encode("utf-8", "replace")
-    quoted = sum(1 if byte in _Q_SAFE or byte == 0x20 else 3 for byte in data)
-    letter = "Q" if quoted <= (len(data) + 2) // 3 * 4 else "B"
+    data = text.encode("utf-8")
+    escaped = sum(byte not in _Q_SAFE and byte != 0x20 for byte in data)
+    letter = "Q" if escaped * 3 <= len(data) else "B"  # what people can still read, unless it would be much longer
     room = _LINE - len("=?utf-8?B??=")
+    used = max(0, column - 1)
+    if letter == "B":
+        room, used = room // 4 * 3, (used + 3) // 4 * 3
     out: list[str] = []
     word: list[str] = []
-    used = 0
     for char in text:
-        one = char.encode("utf-8", "replace")
-        piece = _quoted(one) if letter == "Q" else ""
+        one = char.encode("utf-8")
+        piece = _quoted(one) if letter == "Q" else char
         cost = len(piece) if letter == "Q" else len(one)
-        if used + cost > (room if letter == "Q" else room // 4 * 3):
+        if word and used + cost > room:
             out.append(_word(word, letter))
             word, used = [], 0
-        word.append(piece or char)
+        word.append(piece)
         used += cost
     out.append(_word(word, letter))
     return " ".join(out)
@@ -127,5 +127,5 @@ def _quoted(data: bytes) -> str:
 def _word(pieces: list[str], letter: str) -> str:
     text = "".join(pieces)
     if letter == "B":
-        text = binascii.b2a_base64(text.encode("utf-8", "replace"), newline=False).decode("ascii")
+        text = binascii.b2a_base64(text.encode("utf-8"), newline=False).decode("ascii")
     return f"=?utf-8?{letter}?{text}?="
