@@ -162,13 +162,20 @@ class Monitor:
             if pid == 0:
                 return
             if pid == self._zygote.pid:
-                self._zygote.pid = 0  # another process may have that number by now
-                self._zygote_lost(f"process {pid} ended")
+                self._last_words(self._zygote, self._from_zygote, self._zygote_lost)
             elif pid == self._resolver.pid:
-                self._resolver.pid = 0
-                self._resolver_lost(f"process {pid} ended")
+                self._last_words(self._resolver, self._from_resolver, self._resolver_lost)
             else:
                 self._agents.reaped(pid)
+
+    def _last_words(self, child: Child, ready: Callable[[], None], lost: Callable[[str], None]) -> None:
+        """Take what a child that has ended had still said: the pid of an agent may be among it."""
+        pid, child.pid = child.pid, 0  # another process may have that number by now
+        try:
+            while True:
+                ready()
+        except (OSError, wire.WireError):
+            lost(f"process {pid} ended")
 
     # the end
 

@@ -119,19 +119,28 @@ class Zygote:
         if not self._floors.allow(uid, gid):
             self._tell("FAILED", id=number, text=f"uid {uid} or gid {gid} is below the floor")
             return
-        try:
-            pid = os.fork()
-        except OSError as error:
-            self._tell("FAILED", id=number, text=f"fork: {error.strerror}")
-            return
-        if pid == 0:
-            self._child(datagram, uid, gid)
-        self._children[pid] = (uid, gid)
-        self._tell("SPAWNED", id=number, pid=pid)
+        wait, go = os.pipe()
+        with os.fdopen(wait, "rb", 0), os.fdopen(go, "wb", 0) as told:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                self._tell("FAILED", id=number, text=f"fork: {error.strerror}")
+                return
+            if pid == 0:
+                os.close(go)
+                self._child(datagram, uid, gid, wait)
+            self._children[pid] = (uid, gid)
+            self._tell("SPAWNED", id=number, pid=pid)
+            told.write(b"!")
 
-    def _child(self, datagram: wire.Datagram, uid: int, gid: int) -> NoReturn:
-        """Be an agent. Whatever goes wrong, this process ends here."""
+    def _child(self, datagram: wire.Datagram, uid: int, gid: int, wait: int) -> NoReturn:
+        """Be an agent. Whatever goes wrong, this process ends here.
+
+        It begins once the monitor has been told its pid: of one that nobody knows, nobody would keep the deadline.
+        """
         try:
+            if not os.read(wait, 1):
+                raise ConnectionError("the zygote ended")
             drop(uid, gid, datagram.descriptors[0])
             control = socket.socket(fileno=3)
             self._serve(control, datagram.text("home"), datagram.text("name"))

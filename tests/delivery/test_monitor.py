@@ -199,6 +199,34 @@ def child(chain: Chain, name: str, count: int = 1) -> int:
     return pid
 
 
+def stopped(chain: Chain) -> int:
+    """Return the pid of the agent that has stopped itself, once it has."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        for pid in chain.children()[2:]:
+            if status_of(pid)["State"].startswith("T"):
+                return pid
+        time.sleep(0.01)
+    raise AssertionError("no agent stopped")
+
+
+def test_a_zygote_that_dies_at_a_spawn_leaves_nobody(chain: Chain) -> None:
+    """Whenever the zygote dies, also between the fork and the word of it, no agent is left and nothing is lost."""
+    for count in range(1, 6):
+        client = chain.begin(queue_id="STOP")
+        zygote = child(chain, "zygote", count)
+        while len(chain.children()) < 3 and client.poll() is None:
+            pass  # as near to the fork as can be
+        os.kill(zygote, signal.SIGKILL)
+        assert chain.end(client)[0] == 75
+        child(chain, "zygote", count + 1)
+    assert chain.deliver(queue_id="NEXT") == (0, b"")
+    until = time.monotonic() + 10
+    while len(chain.children()) > 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(chain.children()) == 3
+
+
 @pytest.mark.parametrize("name", ["zygote", "resolver"])
 def test_a_child_that_dies_is_started_again(chain: Chain, name: str) -> None:
     """Kill the zygote or the resolver: the next message is delivered."""
@@ -211,11 +239,7 @@ def test_a_child_that_dies_is_started_again(chain: Chain, name: str) -> None:
 def test_a_zygote_that_dies_defers_what_is_under_way(chain: Chain) -> None:
     """Its agents are lost with it: their deliveries are deferred, and they do not go on for ever."""
     client = chain.begin(queue_id="STOP")
-    zygote = child(chain, "zygote")
-    until = time.monotonic() + 10
-    while len(chain.children()) < 3 and time.monotonic() < until:
-        time.sleep(0.01)
-    agent = chain.children()[2]
+    zygote, agent = child(chain, "zygote"), stopped(chain)
     os.kill(zygote, signal.SIGKILL)
     assert chain.end(client) == (75, b"4.3.0 the zygote ended\n")
     assert wait_gone(agent)
@@ -249,9 +273,7 @@ def test_sigterm_lets_what_has_begun_end(chain: Chain) -> None:
 def test_a_killed_monitor_leaves_no_process_behind(chain: Chain) -> None:
     """SIGKILL to the monitor ends its children, and an agent that is stopped as well."""
     client = chain.begin(queue_id="STOP")
-    until = time.monotonic() + 10
-    while len(chain.children()) < 3 and time.monotonic() < until:
-        time.sleep(0.01)
+    stopped(chain)
     below = chain.children()
     chain.monitor.kill()
     assert chain.end(client)[0] == 75
