@@ -16,15 +16,17 @@ from typing import Protocol
 from milterapp.mail import charsets
 from milterapp.mail.limits import LimitHit
 
-__all__ = ["Listing", "listing"]
+__all__ = ["Listing", "Spent", "listing"]
 
 _MOST_MEMBERS = 10_000
+_MOST_UNPACKED = 32 << 20
 _MOST_NAME = 1024
 _MEMORY = 32 << 20
 _CHUNK = 1 << 16
 _END = struct.Struct("<4s4H2LH")
 _MEMBER = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_DAMAGE = (zlib.error, OSError, lzma.LZMAError, EOFError)
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 
 
@@ -41,22 +43,42 @@ class _Opens(Protocol):
         """Return at most so many bytes more."""
 
 
-def listing(content: bytes, name: str = "") -> Listing:
+@dataclass(slots=True)
+class Spent:
+    """What reading the archives of one message has cost so far."""
+
+    members: int = 0
+    unpacked: int = 0
+
+    def member(self) -> None:
+        """Count one member. Raises LimitHit."""
+        self.members += 1
+        if self.members > _MOST_MEMBERS:
+            raise LimitHit(f"more than {_MOST_MEMBERS} members of archives")
+
+    def unpack(self, amount: int) -> None:
+        """Count unpacked bytes. Raises LimitHit."""
+        self.unpacked += amount
+        if self.unpacked > _MOST_UNPACKED:
+            raise LimitHit(f"more than {_MOST_UNPACKED} bytes to unpack")
+
+
+def listing(content: bytes, name: str, spent: Spent) -> Listing:
     """Return what stands in an archive: zip, tar, and gzip, bzip2 or xz, of a tar too. Empty for anything else.
 
     name: the archive's own, from which that of a lone compressed file follows. Raises LimitHit.
     """
     if content.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08")):
-        return _zip(content)
+        return _zip(content, spent)
     if content[257:262] == b"ustar":
-        return _tar(iter((content,)))
-    for magic, suffixes, opened, most in _COMPRESSED:
-        if content.startswith(magic):
-            return _compressed(content, name, suffixes, opened, most)
+        return _tar(iter((content,)), spent)
+    for form in _COMPRESSED:
+        if content.startswith(form.magic):
+            return _compressed(content, name, form, spent)
     return Listing()
 
 
-def _zip(content: bytes) -> Listing:
+def _zip(content: bytes, spent: Spent) -> Listing:
     found: dict[str, None] = {}
     faults: dict[str, None] = {}
     end = content.rfind(b"PK\5\6", max(0, len(content) - 65_557))
@@ -69,8 +91,7 @@ def _zip(content: bytes) -> Listing:
             at = content.find(b"PK\1\2")
     shift = None
     while 0 <= at <= len(content) - _MEMBER.size and content.startswith(b"PK\1\2", at):
-        if len(found) >= _MOST_MEMBERS:
-            raise LimitHit(f"more than {_MOST_MEMBERS} members of an archive")
+        spent.member()
         record = _MEMBER.unpack_from(content, at)
         flags, length, extra, comment, local = record[3], record[10], record[11], record[12], record[16]
         name = content[at + _MEMBER.size : at + _MEMBER.size + length]
@@ -86,7 +107,7 @@ def _zip(content: bytes) -> Listing:
         at += _MEMBER.size + length + extra + comment
     if end < 0 or (at != end and not (at >= 0 and content.startswith(b"PK\6\6", at))):
         faults["a damaged archive"] = None
-        for name in _local_names(content):
+        for name in _local_names(content, spent):
             found[_decoded(name, _UTF8)] = None
     return Listing(tuple(found), tuple(faults))
 
@@ -98,15 +119,13 @@ def _local_name(content: bytes, at: int) -> bytes | None:
     return content[at + _LOCAL.size : at + _LOCAL.size + length]
 
 
-def _local_names(content: bytes) -> Iterator[bytes]:
+def _local_names(content: bytes, spent: Spent) -> Iterator[bytes]:
     at = -1
-    for _ in range(_MOST_MEMBERS):
-        at = content.find(b"PK\3\4", at + 1)
-        name = _local_name(content, at) if at >= 0 else None
-        if name is None:
-            return
-        yield name
-    raise LimitHit(f"more than {_MOST_MEMBERS} members of an archive")
+    while (at := content.find(b"PK\3\4", at + 1)) >= 0:
+        spent.member()
+        name = _local_name(content, at)
+        if name is not None:
+            yield name
 
 
 def _decoded(name: bytes, flags: int) -> str:
@@ -119,22 +138,20 @@ def _decoded(name: bytes, flags: int) -> str:
         return charsets.decode(name, "cp437")[0]
 
 
-def _compressed(
-    content: bytes, name: str, suffixes: tuple[str, ...], opened: Callable[[], _Opens], most: int
-) -> Listing:
+def _compressed(content: bytes, name: str, form: _Form, spent: Spent) -> Listing:
+    spent.unpack(0)
     head = b""
     faults: tuple[str, ...] = ()
     try:
-        head = opened().decompress(content[:_CHUNK], _CHUNK)
-    except (zlib.error, OSError, lzma.LZMAError, EOFError):
+        head = form.opened().decompress(content[:_CHUNK], _CHUNK)
+    except _DAMAGE:
         faults = ("a damaged archive",)
+    spent.unpack(len(head) * form.cost)
     if head[257:262] == b"ustar":
-        return _tar(_unpacked(content, opened(), most))
+        return _tar(_unpacked(content, form, spent), spent)
     inner = _gzip_name(content)
-    lowered = name.lower()
-    for suffix in suffixes:
-        if lowered.endswith(suffix):
-            inner = (*inner, name[: -len(suffix)])
+    if name.lower().endswith(form.suffixes):
+        inner = (*inner, name.rpartition(".")[0])
     return Listing(tuple(dict.fromkeys(one for one in inner if one)), faults)
 
 
@@ -145,34 +162,24 @@ def _gzip_name(content: bytes) -> tuple[str, ...]:
     return (charsets.guess(content[10 : 10 + _MOST_NAME].partition(b"\0")[0]),)
 
 
-def _unpacked(content: bytes, opened: _Opens, most: int) -> Iterator[bytes]:
-    """Give the content of a compressed file in pieces, at most so many bytes. Raises LimitHit beyond."""
-    spent = 0
-    data = memoryview(content)
-    at = 0
-    rest = b""
-    while rest or at < len(data):
-        piece = rest or bytes(data[at : at + _CHUNK])
-        at += 0 if rest else _CHUNK
-        try:
-            out = opened.decompress(piece, 16 * _CHUNK)
-        except (zlib.error, OSError, lzma.LZMAError, EOFError):
-            return
-        rest = getattr(opened, "unconsumed_tail", b"")
-        while out:
-            yield out
-            spent += len(out)
-            if spent > most:
-                raise LimitHit(f"more than {most} bytes of a compressed archive")
-            try:  # bz2 and lzma keep what they have not given yet
-                out = b"" if rest or getattr(opened, "needs_input", True) else opened.decompress(b"", 16 * _CHUNK)
-            except (OSError, lzma.LZMAError, EOFError):
+def _unpacked(content: bytes, form: _Form, spent: Spent) -> Iterator[bytes]:
+    """Give the content of a compressed file in pieces, as far as it can be read. Raises LimitHit."""
+    opened = form.opened()
+    for at in range(0, len(content), _CHUNK):
+        piece = content[at : at + _CHUNK]
+        while not getattr(opened, "eof", False):
+            try:
+                out = opened.decompress(piece, _CHUNK * 4)
+            except _DAMAGE:
                 return
-        if getattr(opened, "eof", False):
-            return
+            spent.unpack(len(out) * form.cost)
+            yield out
+            piece = getattr(opened, "unconsumed_tail", b"")  # zlib hands back what it has not read, the others keep it
+            if not piece and getattr(opened, "needs_input", True) and len(out) < _CHUNK * 4:
+                break
 
 
-def _tar(pieces: Iterator[bytes]) -> Listing:
+def _tar(pieces: Iterator[bytes], spent: Spent) -> Listing:
     found: dict[str, None] = {}
     buffer = b""
     skip = 0
@@ -200,8 +207,7 @@ def _tar(pieces: Iterator[bytes]) -> Listing:
                 data = buffer[at + 512 : at + 512 + size]
                 long_name = data.rstrip(b"\0") if kind == b"L" else _pax_path(data)
             elif kind not in (b"g", b"K"):
-                if len(found) >= _MOST_MEMBERS:
-                    raise LimitHit(f"more than {_MOST_MEMBERS} members of an archive")
+                spent.member()
                 prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
                 short = (prefix + b"/" if prefix else b"") + block[:100].partition(b"\0")[0]
                 found[charsets.guess((long_name or short)[:_MOST_NAME])] = None
@@ -228,9 +234,18 @@ def _pax_path(data: bytes) -> bytes | None:
     return None
 
 
-# magic, suffixes that fall off the name, how to open it, and how many bytes of it are read (by what they cost in time)
-_COMPRESSED: tuple[tuple[bytes, tuple[str, ...], Callable[[], _Opens], int], ...] = (
-    (b"\x1f\x8b", (".gz", ".z"), lambda: zlib.decompressobj(wbits=31), 32 << 20),
-    (b"BZh", (".bz2",), bz2.BZ2Decompressor, 4 << 20),
-    (b"\xfd7zXZ\0", (".xz",), lambda: lzma.LZMADecompressor(memlimit=_MEMORY), 8 << 20),
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A way to compress one file. cost: time of a byte against gzip's; suffixes: what falls off the name."""
+
+    magic: bytes
+    suffixes: tuple[str, ...]
+    opened: Callable[[], _Opens]
+    cost: int
+
+
+_COMPRESSED = (
+    _Form(b"\x1f\x8b", (".gz", ".z"), lambda: zlib.decompressobj(wbits=31), 1),
+    _Form(b"BZh", (".bz2",), bz2.BZ2Decompressor, 8),
+    _Form(b"\xfd7zXZ\0", (".xz",), lambda: lzma.LZMADecompressor(memlimit=_MEMORY), 4),
 )

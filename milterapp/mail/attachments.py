@@ -47,7 +47,7 @@ class Attachment:
     def _listing(self) -> archives.Listing:
         if self._content is None and not _may_be_archive(self.part, self.extensions):
             return archives.Listing()
-        return archives.listing(self.content, self.names[0] if self.names else "")
+        return archives.listing(self.content, self.names[0] if self.names else "", self.part.budget.archives)
 
     @property
     def member_names(self) -> tuple[str, ...]:

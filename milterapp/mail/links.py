@@ -6,7 +6,7 @@ Must never: look a name up, or follow anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from urllib.parse import unquote
 
 from milterapp.mail import hypertext
@@ -15,24 +15,41 @@ from milterapp.mail.limits import LimitHit
 __all__ = ["found_in", "host"]
 
 _MOST = 10_000
-_IN_TEXT = re.compile(r"\b(?:https?|ftp)://[^\s<>\"'\\]{1,2048}|\bwww\.[^\s<>\"'\\]{1,2048}", re.IGNORECASE)
+# Each begins with letters of its own, which a search finds fast; what stands before is looked at afterwards.
+_ADDRESS = re.compile(r"://([^\s<>\"'\\]{1,1024})")
+_WWW = (re.compile(r"www\.[^\s<>\"'\\]{1,1024}"), re.compile(r"WWW\.[^\s<>\"'\\]{1,1024}"))
+_SCHEMES = ("https", "http", "ftp")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}:")
 _INVISIBLE = re.compile(r"[\t\r\n\u00ad\u200b-\u200d\u2060\ufeff]")  # what browsers drop from an address
 
 
 def found_in(text: str, html: str) -> tuple[str, ...]:
     """Return the addresses in a text and in the attributes of its HTML, each once, in order. Raises LimitHit."""
-    found = dict.fromkeys(one.rstrip(".,;:!?)]}") for one in _at_most(_IN_TEXT.findall(text)))
-    for one in _at_most(hypertext.links(html)):
-        found[one] = None
-    return tuple(found)
-
-
-def _at_most(found: Iterable[str]) -> tuple[str, ...]:
-    listed = tuple(found)
-    if len(listed) > _MOST:
+    found: list[tuple[int, str]] = []
+    for match in _at_most(_ADDRESS.finditer(text)):
+        at = match.start()
+        before = text[max(0, at - 5) : at].lower()
+        for scheme in _SCHEMES:
+            if before.endswith(scheme):
+                found.append((at - len(scheme), text[at - len(scheme) : match.end()]))
+                break
+    for pattern in _WWW:
+        for match in _at_most(pattern.finditer(text)):
+            at = match.start()
+            if not (at and (text[at - 1].isalnum() or text[at - 1] in "/.-@")):
+                found.append((at, match[0]))
+    links = dict.fromkeys(link.rstrip(".,;:!?)]}") for _, link in sorted(found))
+    links |= dict.fromkeys(hypertext.links(html))
+    if len(links) > _MOST:
         raise LimitHit(f"more than {_MOST} links")
-    return listed
+    return tuple(links)
+
+
+def _at_most(found: Iterator[re.Match[str]]) -> Iterator[re.Match[str]]:
+    for count, match in enumerate(found):
+        if count == _MOST:
+            raise LimitHit(f"more than {_MOST} links")
+        yield match
 
 
 def host(link: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from milterapp.mail import charsets, parameters, transfer
+from milterapp.mail.archives import Spent
 from milterapp.mail.fields import Field, Header, scan
 from milterapp.mail.lazy import Lazy
 from milterapp.mail.limits import LimitHit, Limits
@@ -19,7 +20,7 @@ __all__ = ["Part", "split"]
 _FIRST_DASHES = re.compile(rb"(?m)^--([^\s-][^\r\n]*+)")
 _MOST_NEAR_MISSES = 100_000  # lines that begin like a boundary and are none
 _MOST_SEARCHED = 300_000_000  # bytes searched for boundaries, all levels together
-_COST = {"quoted-printable": 3}  # what is slower to decode than others counts as more bytes
+_COST = {"quoted-printable": 4}  # what is slower to decode than others counts as more bytes
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Budget:
     searched: int = 0
     near_misses: int = 0
     decoded: int = 0
+    archives: Spent = field(default_factory=Spent)
 
     def spend(self, name: str, amount: int, most: int, words: str) -> None:
         """Spend so much of one limit. Raises LimitHit where that is too much."""

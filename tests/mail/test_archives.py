@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.mail.archives import Listing, listing
+from milterapp.mail.archives import Listing, Spent, listing
 from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 
@@ -68,7 +68,7 @@ TAR = tarred(tarfile.PAX_FORMAT)
 )
 def test_names(content: bytes, name: str, names: tuple[str, ...]) -> None:
     """Every member's name is there; what only has the extension of an archive is none."""
-    assert listing(content, name) == Listing(names)
+    assert listing(content, name, Spent()) == Listing(names)
 
 
 def test_a_gzip_file_names_itself_twice() -> None:
@@ -76,7 +76,7 @@ def test_a_gzip_file_names_itself_twice() -> None:
     out = io.BytesIO()
     with gzip.GzipFile("inner.exe", "wb", fileobj=out) as file:
         file.write(b"MZ")
-    assert listing(out.getvalue(), "outer.txt.gz").names == ("inner.exe", "outer.txt")
+    assert listing(out.getvalue(), "outer.txt.gz", Spent()).names == ("inner.exe", "outer.txt")
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_a_gzip_file_names_itself_twice() -> None:
 )
 def test_damage(content: bytes, faults: tuple[str, ...]) -> None:
     """A damaged or an encrypted archive is malformed, and gives the names it still can."""
-    assert listing(content).faults == faults
+    assert listing(content, "", Spent()).faults == faults
 
 
 def test_both_names_of_a_member_count() -> None:
     """Some tools trust the directory, some the member: both names are there."""
-    assert {"a.txt", "a.exe"} <= set(listing(ZIP.replace(b"a.txt", b"a.exe", 1)).names)
+    assert {"a.txt", "a.exe"} <= set(listing(ZIP.replace(b"a.txt", b"a.exe", 1), "", Spent()).names)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_both_names_of_a_member_count() -> None:
 def test_an_archive_is_bounded(content: bytes) -> None:
     """More members or bytes than our bound is "could not tell"."""
     with pytest.raises(LimitHit, match=r"more than \d+ (members|bytes)"):
-        listing(content)
+        listing(content, "", Spent())
 
 
 @given(st.sampled_from([ZIP, TAR, gzip.compress(TAR), b"PK\3\4", b"BZh9"]), st.data())
@@ -126,7 +126,7 @@ def test_no_content_raises(content: bytes, data: st.DataObject) -> None:
     """However an archive is cut and changed, reading it raises nothing."""
     at = data.draw(st.integers(0, len(content)))
     changed = content[:at] + data.draw(st.binary(max_size=6)) + content[at + data.draw(st.integers(0, 6)) :]
-    for name in listing(changed[: data.draw(st.integers(0, len(changed)))], "x.gz").names:
+    for name in listing(changed[: data.draw(st.integers(0, len(changed)))], "x.gz", Spent()).names:
         name.encode()
 
 
@@ -143,5 +143,5 @@ def test_a_size_in_a_tar_is_not_believed() -> None:
     """A member that claims to be larger than the archive ends it."""
     block = bytearray(tarred(tarfile.USTAR_FORMAT, ("a",))[:512])
     block[124:136] = b"\x80" + bytes(3) + struct.pack(">Q", 1 << 62)
-    assert listing(bytes(block)).names == ("a",)
+    assert listing(bytes(block), "", Spent()).names == ("a",)
     assert zlib.crc32(block)
