@@ -126,6 +126,17 @@ def own_lists(clause: Clause) -> tuple[In, ...]:
     )
 
 
+def ordered(parts: tuple[Clause, ...]) -> tuple[Clause, ...]:
+    """Return parts in the order in which they are asked: what needs the body decoded after what does not."""
+    return tuple(sorted(parts, key=_cost))
+
+
+def _cost(clause: Clause) -> int:
+    if isinstance(clause, Present):
+        return 2
+    return any(isinstance(leaf.condition, Sought) and leaf.condition.late for leaf in leaves(clause))
+
+
 def stage_of(clause: Clause) -> Stage:
     """Return the stage from which on all of a clause is known."""
     if isinstance(clause, Leaf):

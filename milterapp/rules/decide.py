@@ -107,8 +107,9 @@ def _decision(
     trace = trace_of(evaluation, last)
     names = _names(policy, matched)
     if open_ and not (outcome.ended and outcome.verdict in FINAL and policy.site and not open_ending):
-        at, why = open_.first or (0, Unknown(""))
-        if open_.later or _later(policy, evaluation):
+        at, why = open_ending.first or open_.first or (0, Unknown(""))
+        later = open_ending.later if open_ending else open_.later or _later(policy, evaluation)
+        if later:
             return Decision(settled=False, rules=trace, matched=names)
         return Decision(rules=trace, matched=names, could_not_tell=f"rule {policy.rules[at].name!r}: {why.reason}")
     deliveries = tuple(outcome.deliveries)

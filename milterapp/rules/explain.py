@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 from milterapp.mail.limits import LimitHit
-from milterapp.rules.clauses import AllOf, AnyOf, Clause, Leaf, NotOf, Present
+from milterapp.rules.clauses import AllOf, AnyOf, Clause, Leaf, NotOf, Present, ordered
 from milterapp.rules.conditions import Direct
 from milterapp.rules.decision import Decision, Explanation
 from milterapp.rules.evaluate import Evaluation, Truth, Unknown, passes
@@ -98,7 +98,7 @@ def _reason(evaluation: Evaluation, clause: Clause, tree: Tree, truth: Truth) ->
         reason, place = _reason(evaluation, clause.part, tree[1], inner)
         return f"not ({reason})", place
     wanted = isinstance(clause, AnyOf)
-    parts = [(part, below, evaluation.truth(below)) for part, below in zip(clause.parts, tree[1], strict=True)]
+    parts = [(part, below, evaluation.truth(below)) for part, below in zip(ordered(clause.parts), tree[1], strict=True)]
     if isinstance(truth, Unknown):
         settled = [one for one in parts if isinstance(one[2], Unknown)][:1]
     elif truth is wanted:

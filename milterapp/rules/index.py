@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from milterapp.mail.envelope import Stage
-from milterapp.rules.clauses import AllOf, AnyOf, Clause, Leaf, NotOf, Present, captured, own_lists, stage_of
+from milterapp.rules.clauses import AllOf, AnyOf, Clause, Leaf, NotOf, Present, captured, ordered, own_lists, stage_of
 from milterapp.rules.conditions import Direct, Sought
 from milterapp.rules.matcher import MATCHERS, Matcher
 from milterapp.rules.operators import In, TestNumber
@@ -116,9 +116,9 @@ class Index:
         if isinstance(clause, NotOf):
             return NOT, self._tree(clause.part, at, rule)
         if isinstance(clause, AnyOf):
-            return ANY, tuple(self._tree(part, at, rule) for part in clause.parts)
+            return ANY, tuple(self._tree(part, at, rule) for part in ordered(clause.parts))
         if isinstance(clause, AllOf):
-            return ALL, tuple(self._tree(part, at, rule) for part in clause.parts)
+            return ALL, tuple(self._tree(part, at, rule) for part in ordered(clause.parts))
         captures = {
             group: (self._leaf(leaf.condition), part, from_regex(pattern, case=regex.case))
             for leaf, part, regex in captured(rule.clause)

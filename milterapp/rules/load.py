@@ -13,7 +13,7 @@ from milterapp.rules.beside import run_tests
 from milterapp.rules.clauses import AllOf, Clause, Present, captured, leaves, own_lists
 from milterapp.rules.decision import Verdict
 from milterapp.rules.decode import Missing
-from milterapp.rules.document import parse
+from milterapp.rules.document import MAX_PROBLEMS, parse
 from milterapp.rules.lists import NamedList
 from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
 from milterapp.rules.placeholders import VALUES, values_of
@@ -34,13 +34,19 @@ ReadList = Callable[[str], bytes]
 
 
 def load(
-    source: bytes, file: str, *, site: bool, read_list: ReadList | None = None, tests: bool = True
+    source: bytes,
+    file: str,
+    *,
+    site: bool,
+    read_list: ReadList | None = None,
+    tests: bool = True,
+    delimiter: str = "+",
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """Read a rule file.
 
     source: the file, UTF-8 YAML. file: its name, for problems. site: as site rules, else as personal ones. read_list:
     gives the bytes of a list's file by the name the rules use; it raises OSError with a reason. tests: run the tests
-    beside the rules, and refuse the file where one fails. Returns (policy, problems), the policy None where any of the
+    beside the rules, and refuse the file where one fails; delimiter: Postfix's recipient_delimiter, for them. Returns (policy, problems), the policy None where any of the
     problems is no warning; problems are in the order of the file. Never raises for what the file holds.
     """
     root, problems = parse(source, file)
@@ -51,7 +57,7 @@ def load(
     else:
         policy = _policy(root, file, RuleDecoder(problems, site=site, hooks=HOOKS), read_list)
     if policy is not None and tests and not _fatal(problems):
-        problems.extend(run_tests(policy))
+        problems.extend(run_tests(policy, delimiter=delimiter))
     found = tuple(sorted(dict.fromkeys(problems)))
     return (None if _fatal(problems) else policy), found
 
@@ -133,6 +139,9 @@ def _rules(node: Node, decoder: RuleDecoder) -> tuple[Rule, ...]:
         rule = _rule(item, decoder, names)
         if rule is not None:
             rules.append(rule)
+        if len(decoder.problems) > MAX_PROBLEMS:
+            decoder.fail(item.place, f"more than {MAX_PROBLEMS} problems, the rules after this one were not read")
+            break
     if decoder.site:
         _warn_late(rules, decoder)
     return tuple(rules)

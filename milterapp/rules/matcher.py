@@ -86,10 +86,10 @@ class Matcher:
         """Return the numbers of the tests that hold for the value. delimiter: splits off an address's detail."""
         hits: set[int] = set()
         forms = self.forms(value, delimiter)
-        folded = forms[0]
+        folded, value = forms[0], plain(value)
         if self._same:
             self.same(forms, hits)
-        if self._same_case and (numbers := self._same_case.get(plain(value))):
+        if self._same_case and (numbers := self._same_case.get(value)):
             hits.update(numbers)
         for table, text in ((self._starts, folded), (self._starts_case, value)):
             for length, keys in table.items():
@@ -102,7 +102,7 @@ class Matcher:
         if self._folded_set is not None:
             self._folded_set.match(folded, hits)
         if self._pattern_set is not None:
-            self._pattern_set.match(plain(value), hits)
+            self._pattern_set.match(value, hits)
         for entries, numbers in self._lists.values():
             if entries.holds(value, forms):
                 hits.update(numbers)

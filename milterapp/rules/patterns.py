@@ -17,6 +17,9 @@ MAX_PATTERN = 1024
 PATTERN_MEMORY = 1024 * 1024
 SET_MEMORY = 32 * 1024 * 1024
 SET_SIZE = 2500
+# A pattern of more instructions than this (a counted repetition, mostly) has so many states that it would slow a whole
+# set down; by itself RE2 gives up on states in time.
+SET_PROGRAM = 100
 
 # What RE2 leaves out on purpose, as the person who wrote the pattern knows it.
 UNSUPPORTED = {
@@ -46,6 +49,7 @@ def check(pattern: str) -> None:
         raise ValueError(f"a pattern of {len(pattern)} characters, expected at most {MAX_PATTERN}")
     try:
         compiled(pattern)
+        compiled(from_regex(pattern, case=False))
     except re2.error as error:
         said = error.args[0] if error.args else ""
         said = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
@@ -84,14 +88,20 @@ class PatternSet:
     """Many patterns over one text in one pass, in chunks that fit RE2's memory.
 
     Each chunk ends with a pattern that always matches: RE2 answers "out of memory" as "no match", and its absence
-    tells the two apart; such a chunk's patterns are then tried one by one.
+    tells the two apart; such a chunk's patterns are then tried one by one. A chunk without a set is tried so always.
     """
 
     __slots__ = ("_chunks",)
 
     def __init__(self, patterns: Iterable[tuple[str, tuple[int, ...]]]) -> None:
-        every = list(patterns)
         self._chunks: list[tuple[Any, list[tuple[str, tuple[int, ...]]]]] = []
+        every: list[tuple[str, tuple[int, ...]]] = []
+        alone: list[tuple[str, tuple[int, ...]]] = []
+        for one in patterns:
+            heavy = "{" in one[0] and compiled(one[0]).programsize > SET_PROGRAM
+            (alone if heavy else every).append(one)
+        if alone:
+            self._chunks.append((None, alone))
         for at in range(0, len(every), SET_SIZE):
             self._add(every[at : at + SET_SIZE])
 

@@ -353,3 +353,16 @@ def test_the_same_facts_give_the_same_decision() -> None:
     """Deciding is pure: twice the same, and the trace with it."""
     policy = policy_of(rules_of((FAILS, "discard"), (HOLDS, "{file: A}"), (HOLDS, "discard")))
     assert decide(policy, facts_of()) == decide(policy, facts_of())
+
+
+def test_nothing_is_decoded_that_no_rule_needs() -> None:
+    """The body is not looked at where the header has settled the rules, in whatever order conditions are written."""
+    rules = [
+        ("{body: {contains: x}, kind: bounce}", "discard"),
+        (HOLDS, "{file: A}"),
+        ("{body: {contains: x}}", "discard"),
+    ]
+    facts = facts_of()
+    assert decide(policy_of(rules_of(*rules)), facts).deliveries == (File(("A",)),)
+    assert facts.mail is not None
+    assert "text" not in facts.mail.__dict__

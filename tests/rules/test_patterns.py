@@ -1,0 +1,102 @@
+"""Tests of milterapp.rules.patterns: one pass finds what one by one would."""
+
+from __future__ import annotations
+
+import re
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from milterapp.rules import patterns
+from milterapp.rules.patterns import PatternSet, check, compiled, escape, from_glob, from_regex, group_names
+
+
+def found(texts: list[str], text: str) -> set[int]:
+    """Return which of the patterns a set finds."""
+    hits: set[int] = set()
+    PatternSet((pattern, (at,)) for at, pattern in enumerate(texts)).match(text, hits)
+    return hits
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("aAbB.é*", min_size=1, max_size=3), min_size=1, max_size=6), st.text("aAbB.é*\n", max_size=12))
+def test_a_set_finds_what_each_literal_does(literals: list[str], text: str) -> None:
+    """A set of literals finds those that stand in the text."""
+    assert found([escape(one) for one in literals], text) == {at for at, one in enumerate(literals) if one in text}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("aAb?*.[\n", min_size=1, max_size=6), st.text("aAb.[\n", max_size=8), st.booleans())
+def test_a_glob_fits_the_whole_value(glob: str, text: str, case: bool) -> None:
+    """`*` is any text, `?` one character, all else itself."""
+    pattern = "".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in glob)
+    wanted = re.fullmatch(pattern, text, re.DOTALL | (0 if case else re.IGNORECASE)) is not None
+    assert (found([from_glob(glob, case=case)], text) == {0}) is wanted
+
+
+def test_lines_begin_and_end() -> None:
+    """`^` and `$` of a rule's regex are the ends of a line."""
+    assert found([from_regex("^b$", case=False), from_regex(r"\Ab", case=False)], "a\nB\nc") == {0}
+
+
+def test_many_patterns_are_one_set_or_several() -> None:
+    """More patterns than fit one set are found all the same."""
+    many = [escape(f"word{at}z") for at in range(patterns.SET_SIZE * 2 + 10)]
+    assert found(many, "xx word3z word5009z word9999z") == {3, 5009}
+
+
+def test_a_set_out_of_memory_is_not_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set too large for its memory is split, down to single patterns."""
+    monkeypatch.setattr(patterns, "SET_MEMORY", 20_000)
+    texts = [rf"a.*b{at}.*c[^x]{at}d" for at in range(40)]
+    text = "a b7 c7d b11 c11d"
+    assert found(texts, text) == {at for at, one in enumerate(texts) if compiled(one).search(text)}
+
+
+def test_a_match_out_of_memory_is_not_no_match() -> None:
+    """RE2 that has no memory left to match says "no match"; the pattern that always matches tells the difference."""
+
+    class Exhausted:
+        def Match(self, text: bytes) -> None:  # noqa: N802 - RE2's own name
+            return None
+
+    made = PatternSet([("b+", (1,)), ("x", (2,))])
+    made._chunks = [(Exhausted(), [("b+", (1,)), ("x", (2,))])]
+    hits: set[int] = set()
+    made.match("abbb", hits)
+    assert hits == {1}
+
+
+def test_a_heavy_pattern_stands_alone() -> None:
+    """A counted repetition of many states slows no set down, and is found all the same."""
+    texts = [from_regex("[a-c].{199}x", case=False), escape("needle")]
+    assert found(texts, "a" + "y" * 199 + "x needle") == {0, 1}
+    assert found(texts, "a" + "y" * 198 + "x needle") == {1}
+
+
+WRONG = {
+    "look-ahead": "a(?!b)",
+    "look-behind": "(?<=a)b",
+    "back-reference": r"(a)\1",
+    "unclosed": "(a",
+    "closed too early": "a)|(b",
+    "bracket": "[a",
+    "nothing to repeat": "*a",
+    "too long": "a" * 1025,
+    "too large": "(a{1000}){1000}",
+    "large": r"\pL{1000}" * 10,
+}
+
+
+@pytest.mark.parametrize("pattern", WRONG.values(), ids=WRONG)
+def test_a_pattern_that_is_refused(pattern: str) -> None:
+    """What RE2 does not take within our limits is refused with a sentence."""
+    with pytest.raises(ValueError, match="pattern"):
+        check(pattern)
+
+
+def test_group_names() -> None:
+    """The named groups of a pattern are known, in both spellings."""
+    assert sorted(group_names(r"(?P<a>x)(y)(?P<b_2>z)")) == ["a", "b_2"]
+    assert group_names("(x)") == []
