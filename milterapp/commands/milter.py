@@ -106,7 +106,7 @@ def _serve(settings: MilterSettings, limits: Limits, delimiter: str) -> int:
     except KeyError:
         raise Failure(os.EX_CONFIG, f"milter.socket_group: there is no group {settings.socket_group!r}") from None
     except OSError as error:
-        raise Failure(os.EX_OSERR, f"{error.filename or settings.socket}: {reason(error)}") from error
+        raise Failure(os.EX_OSERR, f"{error.filename or settings.socket}: {error.strerror or error}") from error
 
 
 def _program() -> NoReturn:

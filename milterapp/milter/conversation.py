@@ -153,7 +153,9 @@ class Conversation:
             return self._fail("data")
         if self._pending is not None:
             return self._say("data", self._pending)
-        if self._unsettled or self._waits or "data" not in self._answers:
+        if self._unsettled or "data" not in self._answers:
+            return CONTINUE
+        if self._waits and not _nobody_left(self.site.decision()):
             return CONTINUE
         return self._conclude("data")
 
@@ -231,8 +233,7 @@ class Conversation:
             return self.fault(step, LimitHit(decision.could_not_tell))
         if decision.verdict in _REFUSALS:
             return self._close(decision, Said(_REFUSALS[decision.verdict], decision.reply))
-        live = [one for one in decision.recipients if one.verdict not in _REFUSALS]
-        if decision.verdict is Verdict.DISCARD or (live and all(one.verdict is Verdict.DISCARD for one in live)):
+        if decision.verdict is Verdict.DISCARD or _nobody_left(decision):
             return self._close(decision, Said(Say.DISCARD))
         calls = calls_for(decision, self._mail, self._came_as, blank=self._blank)
         return self._close(decision, Said(Say.ACCEPT, calls=calls))
@@ -306,3 +307,9 @@ class Conversation:
             self._refused = True
             return said
         return self._close(Decision(), said, self._fault)
+
+
+def _nobody_left(decision: Decision) -> bool:
+    """Tell whether each recipient that was not refused is to be removed."""
+    live = [one for one in decision.recipients if one.verdict not in _REFUSALS]
+    return bool(live) and all(one.verdict is Verdict.DISCARD for one in live)

@@ -5,6 +5,7 @@ Must never: remove anything but a socket nobody listens on, or leave a socket th
 
 from __future__ import annotations
 
+import array
 import errno
 import fcntl
 import grp
@@ -19,6 +20,15 @@ __all__ = ["Busy", "Listening"]
 
 _BACKLOG = 512
 _MODE = 0o660
+
+
+def _is_orphan(probe: socket.socket) -> bool:
+    """Tell whether what listens at the other end is left of a supervisor of ours that was killed.
+
+    Its workers take nobody new, but for seconds libmilter may still hold the socket in poll(2).
+    """
+    pid, uid, _ = array.array("i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid == os.geteuid() and not os.path.exists(f"/proc/{pid}")
 
 
 class Busy(Exception):  # noqa: N818 - it is no error of ours
@@ -76,11 +86,14 @@ class Listening:
             probe.settimeout(2)
             try:
                 probe.connect(self.name)
+                stale = _is_orphan(probe)
             except ConnectionRefusedError:
-                os.unlink(self.name)
-                return
+                stale = True
             except FileNotFoundError:
                 return
+        if stale:
+            os.unlink(self.name)
+            return
         raise Busy(f"{self.path}: somebody else listens there")
 
     def _park(self) -> socket.socket:

@@ -33,12 +33,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _PATIENCE = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker's place is filled again, by failures in a row
 _SHORT_LIFE = 5.0  # seconds; a worker that died younger is a failure in a row
 _START = 10.0  # seconds a new worker has to say that it is ready
+_LEAVE = 1.0  # seconds a worker has to stop listening
 _STOP = 25.0  # seconds that connections have to end when we are to stop; Postfix answers the rest with 4xx
 
 
 @dataclass
 class _Worker:
-    """One child. channel: closed, it tells the worker to finish its connections and end."""
+    """One child. channel: its end of file tells the worker to finish its connections and end."""
 
     pid: int
     channel: socket.socket | None
@@ -49,8 +50,25 @@ class _Worker:
         """Let it finish."""
         self.leaving = True
         if self.channel is not None:
+            self.channel.shutdown(socket.SHUT_WR)
+
+    def has_left(self) -> None:
+        """Wait until it takes no new connection, which is a matter of milliseconds."""
+        if self.channel is not None:
+            self.channel.settimeout(_LEAVE)
+            try:
+                self.channel.recv(1)
+            except OSError:
+                pass  # it will hear of it later
             self.channel.close()
             self.channel = None
+
+
+def _leave(workers: Sequence[_Worker]) -> None:
+    for one in workers:
+        one.leave()
+    for one in workers:
+        one.has_left()
 
 
 class Supervisor:
@@ -171,8 +189,7 @@ class Supervisor:
         """Let the workers finish their connections, and end those that do not in time."""
         notify("STOPPING=1")
         self._listening.close()
-        for one in self._workers.values():
-            one.leave()
+        _leave(list(self._workers.values()))
         deadline = time.monotonic() + _STOP
         while self._workers and time.monotonic() < deadline:
             self._reap()
@@ -206,13 +223,11 @@ class Supervisor:
         fresh = [one for one in self._serving() if one not in old]
         if not self._are_ready(fresh):
             self._context = before
-            for one in fresh:
-                one.leave()
+            _leave(fresh)
             self._log.error("no worker started with the new rules, those from before stay")
             notify("READY=1")
             return {"done": False, "problems": [*said, "no worker started with the new rules"]}
-        for one in old:
-            one.leave()
+        _leave(old)
         self._loaded = time.time()
         self._log.info("reloaded", rules=len(policy.rules), workers=len(fresh))
         notify("READY=1")

@@ -18,9 +18,9 @@ from milterapp.milter import session
 from milterapp.milter.conversation import Context
 from milterapp.milter.listening import Listening
 
-__all__ = ["READY", "run"]
+__all__ = ["LEFT", "READY", "run"]
 
-READY = b"r"
+READY, LEFT = b"r", b"l"
 _SETTLE = 0.05  # seconds between two looks at our connections; one may be between accept(2) and the list of descriptors
 
 
@@ -54,6 +54,10 @@ def _watch(listening: Listening, supervisor: socket.socket, ours: frozenset[str]
     except OSError:
         pass  # it is gone, which says the same
     listening.stop()
+    try:
+        supervisor.send(LEFT)
+    except OSError:
+        pass  # nobody waits for it
     quiet = 0
     while quiet < 2:
         time.sleep(_SETTLE)

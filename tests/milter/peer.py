@@ -58,7 +58,11 @@ class Peer:
     def __init__(self, path: str, *, actions: int = ALL_ACTIONS, steps: int = ALL_STEPS, version: int = 6) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(15)
-        self.sock.connect(path)
+        try:
+            self.sock.connect(path)
+        except OSError:
+            self.sock.close()
+            raise
         self.send("O", struct.pack("!III", version, actions, steps))
         answer = self.receive()
         assert answer.code == "O", answer
@@ -212,7 +216,7 @@ class Peer:
         taken = 0
         for recipient in recipients:
             answer = self.rcpt(recipient)
-            outcome.recipients[recipient.decode()] = answer
+            outcome.recipients[recipient.decode("latin-1")] = answer
             if answer.code in "ad":
                 outcome.ends(answer, "rcpt")
                 return outcome
