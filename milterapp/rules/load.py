@@ -46,8 +46,9 @@ def load(
 
     source: the file, UTF-8 YAML. file: its name, for problems. site: as site rules, else as personal ones. read_list:
     gives the bytes of a list's file by the name the rules use; it raises OSError with a reason. tests: run the tests
-    beside the rules, and refuse the file where one fails; delimiter: Postfix's recipient_delimiter, for them. Returns (policy, problems), the policy None where any of the
-    problems is no warning; problems are in the order of the file. Never raises for what the file holds.
+    beside the rules, and refuse the file where one fails; delimiter: Postfix's recipient_delimiter, for them.
+    Returns (policy, problems), the policy None where any of the problems is no warning; problems are in the order of
+    the file. Never raises for what the file holds.
     """
     root, problems = parse(source, file)
     policy: Policy | None = None
