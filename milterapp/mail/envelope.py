@@ -60,14 +60,12 @@ def split_address(address: str) -> tuple[str, str]:
 def split_detail(local: str, delimiters: str) -> tuple[str, str]:
     """Return (user, extension) of a local part as Postfix's recipient_delimiter does: the first delimiter splits.
 
-    A delimiter at the first position does not count, nor do `owner-…` and `…-request` where `-` is the delimiter.
+    A local part that begins with a delimiter is not split, nor are `owner-…` and `…-request` where `-` is the delimiter.
     """
     lowered = local.lower()
     if lowered in ("mailer-daemon", "double-bounce") or (
         "-" in delimiters and (lowered.startswith("owner-") or lowered.endswith("-request"))
     ):
         return local, ""
-    for at, char in enumerate(local):
-        if at and char in delimiters:
-            return local[:at], local[at + 1 :]
-    return local, ""
+    at = next((at for at, char in enumerate(local) if char in delimiters), 0)
+    return (local[:at], local[at + 1 :]) if at else (local, "")
