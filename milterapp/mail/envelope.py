@@ -60,7 +60,7 @@ def split_address(address: str) -> tuple[str, str]:
 def split_detail(local: str, delimiters: str) -> tuple[str, str]:
     """Return (user, extension) of a local part as Postfix's recipient_delimiter does: the first delimiter splits.
 
-    A local part that begins with a delimiter is not split, nor are `owner-…` and `…-request` where `-` is the delimiter.
+    One that begins with a delimiter is not split, nor are `owner-…` and `…-request` where `-` is the delimiter.
     """
     lowered = local.lower()
     if lowered in ("mailer-daemon", "double-bounce") or (
