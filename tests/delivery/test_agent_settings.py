@@ -1,0 +1,45 @@
+"""What an agent is told of the site's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.postman import SubmitPolicy
+from milterapp.mail.limits import Limits
+from milterapp.settings import DeliverySettings, Settings, SubmitSettings
+
+
+def test_every_part_comes_from_the_site() -> None:
+    """What the site sets reaches the agent, also by way of JSON, and its limits are those of reading mail."""
+    delivery = DeliverySettings(
+        personal_rules="/etc/people.yaml", maildir="mail", broken_rules="keep", recipient_delimiter="-", deadline=5.0
+    )
+    site = dataclasses.asdict(Settings(delivery=delivery, limits=Limits(mime_parts=7)))
+    settings = AgentSettings.from_site(json.loads(json.dumps(site)))
+    assert (settings.personal_rules, settings.maildir, settings.broken_rules) == ("/etc/people.yaml", "mail", "keep")
+    assert (settings.delimiter, settings.deadline) == ("-", 5.0)
+    assert Limits(**settings.limits) == Limits(mime_parts=7)
+    assert AgentSettings.from_json(settings.to_json()) == settings
+
+
+def test_the_defaults_are_the_sites() -> None:
+    """Without settings an agent has the defaults that milterapp.yaml(5) names."""
+    assert dataclasses.replace(AgentSettings.from_site(dataclasses.asdict(Settings())), limits={}) == AgentSettings()
+
+
+def test_submit_gets_its_part() -> None:
+    """What the site sets under `submit` reaches it, with the delimiter and the limits."""
+    site = dataclasses.asdict(Settings(submit=SubmitSettings(forwards=2, state="/x"), limits=Limits(header_bytes=9)))
+    policy = SubmitPolicy.from_site(json.loads(json.dumps(site)))
+    assert (policy.forwards, policy.state, policy.limits.header_bytes, policy.delimiter) == (2, "/x", 9, "+")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"colour": "red"}'])
+def test_anything_else_is_no_settings(text: str) -> None:
+    """A text that is no settings is an error."""
+    with pytest.raises((ValueError, TypeError)):
+        AgentSettings.from_json(text)
