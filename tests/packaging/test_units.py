@@ -44,15 +44,16 @@ def analyze(*arguments: str) -> str:
 
 @functools.cache
 def calls_of(group: str) -> frozenset[str]:
-    """Return the names of the system calls of one of systemd's groups."""
+    """Return the names of the system calls of one of systemd's groups, or the call of that name."""
 
     def expand(name: str) -> Iterator[str]:
+        if not name.startswith("@"):
+            yield name
+            return
         for line in analyze("syscall-filter", name).splitlines()[1:]:
             word = line.strip()
-            if word.startswith("@"):
+            if word and not word.startswith("#"):
                 yield from expand(word)
-            elif word and not word.startswith("#"):
-                yield word
 
     return frozenset(expand(group))
 
@@ -103,7 +104,9 @@ def test_accounts_and_folders_are_made(unit: Path) -> None:
     (account,) = values(unit, "User")
     for place in ("sysusers.d/milterapp.conf", "accounts"):
         assert re.search(rf"^(?:u|account) {account}\b", (PACKAGING / place).read_text(), re.MULTILINE), place
-    folders = dict(re.findall(r"^d (\S+)\s+\S+ (\S+)", (PACKAGING / "tmpfiles.d/milterapp.conf").read_text(), re.M))
+    folders = dict(
+        re.findall(r"^d (\S+)\s+\S+ (\S+)", (PACKAGING / "tmpfiles.d/milterapp.conf").read_text(), re.MULTILINE)
+    )
     for path in " ".join(values(unit, "ReadWritePaths")).split():
         assert folders[path] == account
 
