@@ -50,7 +50,10 @@ class _Worker:
         """Let it finish."""
         self.leaving = True
         if self.channel is not None:
-            self.channel.shutdown(socket.SHUT_WR)
+            try:
+                self.channel.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it has died, and is about to be noticed
 
     def has_left(self) -> None:
         """Wait until it takes no new connection, which is a matter of milliseconds."""

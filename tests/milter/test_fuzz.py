@@ -122,10 +122,10 @@ def test_length(serve: Serve, size: int) -> None:
 
 
 def test_silent(serve: Serve) -> None:
-    """Connections that say nothing keep nobody else from being served."""
+    """Two hundred connections that say nothing keep nobody else from being served."""
     service = serve(RULES)
     silent = []
-    for _ in range(100):
+    for _ in range(200):
         silent.append(socket.socket(socket.AF_UNIX))
         silent[-1].connect(service.socket)
     try:
