@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any, cast
 
 import structlog
@@ -27,8 +29,9 @@ _WIDE = (1000, 100)  # characters of a text, members of a list or mapping
 _NARROW = (100, 10)
 _DEPTH = 4
 _STANDARD_ERROR = 2
-_BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_@/:+*<>[](){}~!$%&^|;#?',")
+_BARE = re.compile(r"[a-zA-Z0-9.\-_@/:+*<>\[\](){}~!$%&^|;#?',]+")
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", '"': '\\"'}
+_KEY = re.compile(r"[^a-zA-Z0-9._\-]")
 _HIDDEN = frozenset("\u2028\u2029\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -37,6 +40,8 @@ def bounded(value: object, text: int = _WIDE[0], members: int = _WIDE[1], depth:
 
     Bytes are read as UTF-8 with escapes; what is of no plain type becomes its str(). What was cut off is counted.
     """
+    if isinstance(value, str) and len(value) <= text:
+        return str(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, bytes):
@@ -66,11 +71,14 @@ def to_logfmt(event: Mapping[str, Any]) -> str:
 FORMATS = {"logfmt": to_logfmt, "json": to_json}
 
 
+@lru_cache(256)
 def _key(key: str) -> str:
-    return "".join(char if char in _BARE and char not in ",'\"" else "_" for char in key) or "_"
+    return _KEY.sub("_", key) or "_"
 
 
 def _escaped(text: str) -> str:
+    if text.isprintable() and '"' not in text and "\\" not in text and _HIDDEN.isdisjoint(text):
+        return text
     out = []
     for char in text:
         if char in _ESCAPES:
@@ -87,13 +95,13 @@ def _logfmt(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return str(value)
-    if isinstance(value, list) and all(isinstance(one, str) and not set(one) & set(',"') for one in value):
+    if isinstance(value, list) and all(isinstance(one, str) and not ("," in one or '"' in one) for one in value):
         text = ",".join(value)
     elif isinstance(value, (list, Mapping)):
         text = json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
     else:
         text = str(value)
-    return text if text and _BARE.issuperset(text) else f'"{_escaped(text)}"'
+    return text if _BARE.fullmatch(text) else f'"{_escaped(text)}"'
 
 
 class _Renderer:

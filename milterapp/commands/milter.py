@@ -13,6 +13,7 @@ import grp
 import json
 import os
 import sys
+from functools import partial
 from typing import NoReturn
 
 from milterapp import log
@@ -92,13 +93,14 @@ def _serve(settings: MilterSettings, limits: Limits, delimiter: str) -> int:
     from milterapp.milter.supervisor import Supervisor
 
     os.umask(0o077)
-    policy, problems = read_site_rules(settings.rules)
+    load = partial(read_site_rules, settings.rules, delimiter=delimiter, limits=limits)
+    policy, problems = load()
     for one in problems:
         log.get("milter").warning("rules" if policy else "rules refused", problem=str(one))
     if policy is None:
         code = os.EX_DATAERR if os.path.exists(settings.rules) else os.EX_NOINPUT
         raise Failure(code, *problems, f"{settings.rules}: not started; `milterapp check --site` says the same")
-    supervisor = Supervisor(settings, limits, lambda: read_site_rules(settings.rules), policy, delimiter=delimiter)
+    supervisor = Supervisor(settings, limits, load, policy, delimiter=delimiter)
     try:
         return supervisor.run()
     except Busy as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
+from milterapp.mail.limits import DEFAULT, Limits
 from milterapp.rules.beside import run_tests
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
@@ -18,8 +19,13 @@ __all__ = ["read_site_rules"]
 _MOST = 4 * 1024 * 1024  # bytes of the rules, and of each list
 
 
-def read_site_rules(path: str) -> tuple[Policy | None, tuple[Problem, ...]]:
-    """Return the policy, None where a problem that is no warning was found, and every problem."""
+def read_site_rules(
+    path: str, *, delimiter: str = "+", limits: Limits = DEFAULT
+) -> tuple[Policy | None, tuple[Problem, ...]]:
+    """Return the policy, None where a problem that is no warning was found, and every problem.
+
+    delimiter, limits: as the milter decides with, for the tests beside the rules.
+    """
     folder = os.path.dirname(path)
 
     def read_list(name: str) -> bytes:
@@ -32,7 +38,7 @@ def read_site_rules(path: str) -> tuple[Policy | None, tuple[Problem, ...]]:
     policy, problems = load(source, path, site=True, read_list=read_list)
     if policy is None:
         return None, tuple(problems)
-    failed = run_tests(policy)
+    failed = run_tests(policy, delimiter=delimiter, limits=limits)
     problems = (*problems, *failed)
     return (None if any(not one.warning for one in failed) else policy), problems
 

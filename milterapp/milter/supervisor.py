@@ -34,7 +34,7 @@ _PATIENCE = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker's place i
 _SHORT_LIFE = 5.0  # seconds; a worker that died younger is a failure in a row
 _START = 10.0  # seconds a new worker has to say that it is ready
 _LEAVE = 1.0  # seconds a worker has to stop listening
-_STOP = 25.0  # seconds that connections have to end when we are to stop; Postfix answers the rest with 4xx
+_STOP = 15.0  # seconds that connections have to end when we are to stop; Postfix answers the rest with 4xx
 
 
 @dataclass
