@@ -97,6 +97,10 @@ def message(subject: str = "hello", body: str = "Hello.\n", **fields: str) -> by
     return ("\n".join([*lines, "", body]).replace("\n", "\r\n")).encode()
 
 
+def _text(said: bytes | str) -> str:
+    return said.decode() if isinstance(said, bytes) else said
+
+
 class Site:
     """The host: its Postfix, milterapp's services, its users and their mail."""
 
@@ -129,8 +133,9 @@ class Site:
         self.milterapp("setup", "--apply", check=True)
 
     def start(self) -> None:
-        """Start milterapp's services, then Postfix."""
-        self.site_rules("")
+        """Start milterapp's services, then Postfix; without in-line rules where none were given."""
+        if self._site_rules is None:
+            self.site_rules("")
         for name in SERVICES:
             self.start_service(name)
         self.postfix("start")
@@ -229,6 +234,8 @@ class Site:
     def reset(self) -> None:
         """Empty queue, mailboxes, homes and rules; start again what a test has killed."""
         self.revive()
+        # What is being delivered right now still ends as it began.
+        self.wait(lambda: not self.pids("client"), "deliveries to end", 30)
         subprocess.run(["postsuper", "-d", "ALL"], check=True, capture_output=True)
         for person in PEOPLE:
             account = pwd.getpwnam(person)
@@ -293,7 +300,11 @@ class Site:
     ) -> Answer:
         """Send a message over SMTP from a client address of loopback; return what Postfix answered."""
         refused: dict[str, tuple[int, str]] = {}
-        with self.connection(client, helo) as smtp:
+        with contextlib.ExitStack() as stack:
+            try:
+                smtp = stack.enter_context(self.connection(client, helo))
+            except smtplib.SMTPConnectError as error:
+                return Answer(error.smtp_code, _text(error.smtp_error))
             code, text = smtp.mail(sender, [])
             if code != 250:
                 return Answer(code, text.decode())
@@ -305,7 +316,7 @@ class Site:
                 try:
                     code, text = smtp.data(data)
                 except smtplib.SMTPDataError as error:
-                    code, text = error.smtp_code, error.smtp_error if isinstance(error.smtp_error, bytes) else b""
+                    return Answer(error.smtp_code, _text(error.smtp_error), refused=refused)
             said = text.decode()
             return Answer(code, said, said.rpartition("queued as ")[2] if code == 250 else "", refused)
 
@@ -362,17 +373,22 @@ class Site:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def flush(self) -> None:
-        """Have Postfix try all deferred mail now."""
+        """Have Postfix try all waiting mail now, also what it put back into `incoming` as it was under way."""
         subprocess.run(["postqueue", "-f"], check=True)
+        if any(one["queue_name"] == "incoming" for one in self.queue()):
+            subprocess.run(["postkick", "public", "qmgr", "IA"], check=False)  # its SIGPIPE: qmgr(8) closed first
 
     def settle(self, deadline: float = 60) -> None:
         """Wait until the queue is empty: everything that was sent has ended somewhere."""
+        next_flush = time.monotonic() + 0.3
 
         def empty() -> bool:
+            nonlocal next_flush
             self.revive()
             queued = self.queue()
-            if any(one["queue_name"] == "deferred" for one in queued):
+            if queued and time.monotonic() > next_flush:
                 self.flush()
+                next_flush = time.monotonic() + 0.3
             return not queued
 
         self.wait(empty, "the queue to become empty", deadline)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["ROLES", "is_running", "master", "of_role"]
+__all__ = ["ROLES", "children", "is_running", "master", "of_role"]
 
 # milter: the supervisor; client: what pipe(8) runs; the last five are Postfix's own.
 ROLES = (
@@ -36,17 +36,17 @@ def of_role(role: str, services: Mapping[str, int]) -> list[int]:
         case "milter" | "monitor" | "submit":
             found = [services.get(role, 0)]
         case "worker":
-            found = _children(services.get("milter", 0))
+            found = children(services.get("milter", 0))
         case "resolver" | "zygote":
-            found = [pid for pid in _children(services.get("monitor", 0)) if f"delivery.{role}" in _command(pid)]
+            found = [pid for pid in children(services.get("monitor", 0)) if f"delivery.{role}" in _command(pid)]
         case "agent":
-            found = [child for pid in of_role("zygote", services) for child in _children(pid)]
+            found = [child for pid in of_role("zygote", services) for child in children(pid)]
         case "client":
-            found = [pid for pid in _all() if "delivery/pipe.py" in _command(pid)]
+            found = [pid for pid in _all() if "-I -S" in _command(pid)[:60] and "delivery/pipe.py" in _command(pid)]
         case "master":
             found = [master()]
         case _:
-            found = [pid for pid in _children(master()) if _command(pid).split(" ")[0].endswith(role)]
+            found = [pid for pid in children(master()) if _command(pid).split(" ")[0].endswith(role)]
     return [pid for pid in found if is_running(pid)]
 
 
@@ -54,7 +54,8 @@ def _all() -> Iterator[int]:
     return (int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit())
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the child processes of a process."""
     return [one for one in _all() if pid and _parent(one) == pid]
 
 

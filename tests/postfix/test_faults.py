@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.postfix import processes
 from tests.postfix.harness import Site, message
 from tests.postfix.mailboxes import header
-from tests.postfix.processes import ROLES
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
 
@@ -47,11 +48,14 @@ def copies(site: Site) -> Counter[str]:
     )
 
 
-def kill_all(site: Site, role: str) -> int:
-    """Kill every process of a role; return how many there were."""
+def kill_all(site: Site, role: str, *, idle: bool = True) -> int:
+    """Kill every process of a role, wait until they are gone (of master(8), its idle children too); return how many."""
     pids = site.pids(role)
+    following = [pid for one in pids for pid in processes.children(one)] if role == "master" and idle else []
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    site.wait(lambda: not any(map(processes.is_running, [*pids, *following])), f"{role} to be gone", 20)
     return len(pids)
 
 
@@ -66,7 +70,7 @@ def busy(site: Site) -> Site:
     return site
 
 
-@pytest.mark.parametrize("role", [one for one in ROLES if one != "client"])
+@pytest.mark.parametrize("role", [one for one in processes.ROLES if one != "client"])
 def test_a_process_that_was_killed_costs_no_mail(busy: Site, role: str) -> None:
     """After kill -9 of each process in turn, and its restart where it is a service, mail arrives once and filtered."""
     killed = kill_all(busy, role)
@@ -102,7 +106,7 @@ def test_a_process_killed_during_a_delivery_costs_no_mail(busy: Site, stopped: C
     busy.send(message("under way"), [ALICE])
     busy.wait(lambda: bool(busy.pids("client")), "the delivery to begin", 20)
     busy.wait(lambda: bool(busy.pids("agent")), "an agent to run", 20)
-    assert kill_all(busy, role) >= 1
+    assert kill_all(busy, role, idle=False) >= 1
     stopped()
     busy.settle()
     assert copies(busy) == {"alice : warm": 1, "alice : under way": 1, "bob Filed: warm": 1}
@@ -150,7 +154,7 @@ def replaced_by_fifo(file: Path) -> None:
 
 
 BROKEN = {
-    "unknown key": (write("rules:\n  - name: x\n    thne: keep\n"), "rules.yaml:3:5"),
+    "unknown key": (write("rules:\n  - name: x\n    fi: keep\n    then: keep\n"), "rules.yaml:3:5"),
     "no YAML": (write("rules: [\n"), "rules.yaml:"),
     "an action of the site": (write("rules:\n  - name: x\n    then: accept\n"), "rules.yaml:3"),
     "its own test fails": (

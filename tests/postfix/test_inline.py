@@ -173,3 +173,5 @@ def test_no_milter_means_later_never_unfiltered(ruled: Site) -> None:
     assert gone.code // 100 == 4
     ruled.start_service("milter")
     assert ruled.send(message("hello")).code == 250
+    ruled.settle()
+    assert len(ruled.inbox("alice")) == 1
