@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from email.header import decode_header, make_header
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Outcome:
     word: str
     place: str
     said: str = ""
-    why: str = ""
+    why: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -112,11 +113,14 @@ def show(site: Site, case: Case) -> bool:
     site.settle()
     happened = list(observed(site, case, answer, before))
     foretold, edited = dry_run(site, case)
-    reasons = {one.key: one.why for one in foretold}
+    why = {one.key: one.why for one in foretold}
+    told: set[str] = set()
     for one in happened:
         print(f"    {one.said}")
-        if reasons.get(one.key):
-            print(f"        {reasons[one.key]}")
+        for reason in why.get(one.key, ()):
+            if reason not in told:
+                print(f"        because of {reason}")
+            told.add(reason)
     same = Counter(one.key for one in happened) == Counter(one.key for one in foretold)
     if not same:
         print(f"    DIFFERS: `milterapp test` says {', '.join(f'{one.word} {one.place}' for one in foretold)}")
@@ -163,15 +167,17 @@ def observed(site: Site, case: Case, answer: Answer, before: dict[str, list[byte
             person = header(data, "X-Original-To")[0]
         if header(data, "Message-ID") == wanted:
             subject = header(data, "Subject")[0]
-            changed = f", its subject now `{subject}`" if [subject] != header(case.data, "Subject") else ""
+            changed = f", its subject now: {readable(subject)}" if [subject] != header(case.data, "Subject") else ""
             where = f"filed into {person}'s folder {folder}" if folder else f"delivered to {person}'s inbox"
-            yield Outcome("mail", place, f"{where}{changed}")
+            forwarded = "" if f"{person}@{DOMAIN}" in case.recipients else "forwarded, and "
+            yield Outcome("mail", place, f"{forwarded}{where}{changed}")
         elif header(data, "In-Reply-To") == wanted:
             first = data.partition(b"\n\n")[2].strip().decode().splitlines()[0]
             yield Outcome("answer", person, f"answered, {person} reads: {first}")
         elif any(one.startswith("multipart/report") for one in header(data, "Content-Type")):
-            said = re.search(rb"^<[^>]+>[^:]*: (.*)$", data, re.MULTILINE)
-            yield Outcome("notice", person, f"refused, {person} reads: {said[1].decode() if said else '?'}")
+            found = re.search(r"^<[^>]+>[^:]*: ((?:.+\n)+)", data.decode("utf-8", "replace"), re.MULTILINE)
+            said = " ".join(found[1].split()) if found else "?"
+            yield Outcome("notice", person, f"refused, {person} reads in a notice: {said}")
         else:
             yield Outcome("something else", place, f"something else came to {place}")
 
@@ -210,7 +216,7 @@ def personal(
         site, data, "--rules", f"/home/{local}/.milterapp/rules.yaml", "--user", local, "--sender", sender,
         "--recipient", recipient, *(["--expect", expect] if expect else []),
     )  # fmt: skip
-    why = "\n        ".join(one for one in (before, reasons(decision)) if one)
+    why = (*before, *reasons(decision))
     if decision["verdict"] == "reject":
         yield Outcome("notice", sender.partition("@")[0] if sender.endswith(f"@{DOMAIN}") else sender, why=why)
         return
@@ -233,13 +239,18 @@ def ask(site: Site, data: bytes, *options: str) -> dict[str, Any]:
     return answer
 
 
-def reasons(decision: dict[str, Any]) -> str:
+def reasons(decision: dict[str, Any]) -> tuple[str, ...]:
     """Return why: each rule that matched, with its place and what it saw."""
-    return "\n        ".join(
-        f"because of `{one['name']}` ({one['place'].removeprefix('/etc/milterapp/')}): {one['reason']}"
+    return tuple(
+        f"`{one['name']}` ({re.sub('^/home/', '~', one['place'])}): {one['reason']}"
         for one in decision["rules"]
         if one["matched"]
     )
+
+
+def readable(text: str) -> str:
+    """Return a header's text with its encoded words decoded."""
+    return str(make_header(decode_header(text)))
 
 
 def carries(delivered: bytes, expected: bytes) -> bool:
