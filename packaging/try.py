@@ -205,7 +205,7 @@ def dry_run(site: Site, case: Case) -> tuple[list[Outcome], bytes]:
 
 
 def personal(
-    site: Site, data: bytes, sender: str, recipient: str, before: str, *, expect: str = ""
+    site: Site, data: bytes, sender: str, recipient: str, before: tuple[str, ...], *, expect: str = ""
 ) -> Iterator[Outcome]:
     """Yield what one recipient's rules will make of the message; a forward within the host passes rules there."""
     local, _, domain = recipient.partition("@")
