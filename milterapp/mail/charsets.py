@@ -10,7 +10,7 @@ import codecs
 import functools
 from encodings.aliases import aliases
 
-__all__ = ["cost", "decode", "guess", "known"]
+__all__ = ["cost", "decode", "guess", "known", "writable"]
 
 # What mail says, and what its readers take it for: the superset that the sender really used (WHATWG Encoding).
 _WILD = {
@@ -117,6 +117,17 @@ _SLOW = {"utf_7": 4, "utf_32": 4, "utf_32_be": 4, "utf_32_le": 4}  # against the
 _CHUNK = 1 << 16
 _ASCII = bytes(range(0x80))
 _BELOW_F0 = bytes(range(0xF0))
+# What a superset of the table stands for where the name is not the superset's own.
+_NARROW = {
+    "cp1252": "latin_1",
+    "cp1254": "iso8859_9",
+    "cp874": "tis_620",
+    "cp932": "shift_jis",
+    "cp949": "euc_kr",
+    "gb18030": "gb2312",
+    "big5hkscs": "big5",
+    "iso2022_jp_ext": "iso2022_jp",
+}
 _PUNCTUATION = str.maketrans(dict.fromkeys("-. :/()", "_"))
 _LONGEST = max(map(len, _TABLE)) + 8
 
@@ -138,6 +149,20 @@ def _windows(name: str) -> str:
     """Return `cp1251` for `win_1251`, `windows1251`, `cp_1251`, `ms1251`, `ibm_850`."""
     digits = name.lstrip("abcdefghijklmnopqrstuvwxyz_")
     return "cp" + digits if name.startswith(("win", "cp", "ms", "ibm", "x_cp", "x_win", "dos", "oem")) else name
+
+
+def writable(charset: str) -> str:
+    """Return the codec to add text in to a text of that charset, "" where none can: what is read as its superset is
+    written as what the name says, so that every reader can read it.
+    """
+    codec = known(charset)
+    if codec is None or (codec in _SHIFTING and codec != "iso2022_jp_ext"):
+        return ""
+    if not codec:
+        return "ascii"
+    own = any(word in charset.lower() for word in ("windows", "cp", "18030", "31j"))
+    codec = codec if own else _NARROW.get(codec, codec)
+    return codec if codec == "iso2022_jp" or _ascii_width(codec) == 1 else ""
 
 
 def guess(data: bytes | memoryview) -> str:

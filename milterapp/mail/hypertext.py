@@ -10,7 +10,7 @@ from html.entities import html5
 
 from milterapp.mail.limits import LimitHit
 
-__all__ = ["MOST_CHARACTERS", "links", "to_text", "unescape"]
+__all__ = ["MOST_CHARACTERS", "insertion_points", "links", "to_text", "unescape"]
 
 MOST_CHARACTERS = 16 << 20
 _MOST_TAGS = 100_000
@@ -31,6 +31,11 @@ _REST = r"(?:[^>=]++|=\s*+(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z))?+)*+(?:>|\Z)"
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK})(?=[\s/>]){_REST}", re.IGNORECASE)
 _CELL_TAG = re.compile(rf"</?t[dh](?=[\s/>]){_REST}", re.IGNORECASE)
 _TAG = re.compile(rf"</?[a-zA-Z]{_REST}")
+_BODY = re.compile(rf"<body(?=[\s/>]){_REST}", re.IGNORECASE)
+_HEAD = re.compile(rf"</head(?=[\s/>]){_REST}|<html(?=[\s/>]){_REST}", re.IGNORECASE)
+_BODY_END = re.compile(r"</body(?=[\s/>])", re.IGNORECASE)
+_HTML_END = re.compile(r"</html(?=[\s/>])", re.IGNORECASE)
+_NOTHING = re.compile(r"[\0\s]*+")
 _ENTITY = re.compile(
     r"&(?:#(?P<decimal>[0-9]{1,8})|#[xX](?P<hex>[0-9a-fA-F]{1,7})|(?P<name>[A-Za-z][A-Za-z0-9]{1,31}));?"
 )
@@ -81,6 +86,26 @@ def _character(match: re.Match[str]) -> str:
     if not 0 < code < 0x110000 or 0xD800 <= code < 0xE000:
         return "\ufffd"
     return chr(code)
+
+
+def insertion_points(html: str) -> tuple[int, int]:
+    """Return where what is shown begins and where it ends: behind `<body…>`, before the last `</body>`.
+
+    Those in comments, scripts and the like do not count. Raises LimitHit.
+    """
+    if len(html) > MOST_CHARACTERS:
+        raise LimitHit(f"more than {MOST_CHARACTERS} characters of HTML")
+    if html.count("<") > _MOST_TAGS:
+        raise LimitHit(f"more than {_MOST_TAGS} HTML tags")
+    seen = _HIDDEN.sub(lambda match: "\0" * len(match[0]), html)
+    begin = _BODY.search(seen)
+    heads = [] if begin else list(_HEAD.finditer(seen))
+    start = begin.end() if begin else heads[-1].end() if heads else _NOTHING.match(seen).end()  # type: ignore[union-attr]
+    for pattern in (_BODY_END, _HTML_END):
+        ends = [match.start() for match in pattern.finditer(seen, start)]
+        if ends:
+            return start, ends[-1]
+    return start, len(html)
 
 
 def links(html: str) -> tuple[str, ...]:

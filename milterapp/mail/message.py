@@ -178,6 +178,11 @@ class Mail:
         """What follows the header, as it came."""
         return self.raw[self._scanned.body :]
 
+    @property
+    def body_start(self) -> int:
+        """Where the body begins in `raw`, its length where there is none."""
+        return self._scanned.body
+
     @Lazy
     def parts(self) -> tuple[Part, ...]:
         """The message and all parts in it, containers before what they hold."""

@@ -47,7 +47,7 @@ class Budget:
 class Part:
     """One part of a message, itself the first. Offsets into `source`; depth 0 is the message.
 
-    header: its fields; the body is source[start:end].
+    header: its fields; the body is source[header.body:end].
     """
 
     source: bytes
@@ -58,6 +58,8 @@ class Part:
     default_type: str = "text/plain"
     faults: list[str] = field(default_factory=list)
     text_fault: str | None = None  # what was wrong with the charset, None while the text has not been read
+    start: int = 0  # where its header begins
+    number: int = 0  # its place among all parts of the message
 
     def __repr__(self) -> str:
         return f"Part({self.type!r}, {len(self.body)} bytes, depth={self.depth})"
@@ -172,10 +174,11 @@ def split(source: bytes, header: Header, limits: Limits) -> tuple[Part, ...]:
     """Return the message and all its parts, containers before what they hold, in their order. Raises LimitHit."""
     budget = Budget(limits)
     waiting = [Part(source, header, len(source), 0, budget)]
-    found = []
+    found: list[Part] = []
     while waiting:
         part = waiting.pop()
         budget.spend("parts", 1, limits.mime_parts, "MIME parts")
+        part.number = len(found)
         found.append(part)
         children = _children(part)
         if children and part.depth >= limits.mime_depth:
@@ -197,7 +200,7 @@ def _children(part: Part) -> list[Part]:
         children += _between(part, boundary)
     if not children:  # readers show such a thing as text
         nothing = Header((), part.header.body, part.header.body, ())
-        children.append(Part(part.source, nothing, part.end, part.depth + 1, part.budget))
+        children.append(Part(part.source, nothing, part.end, part.depth + 1, part.budget, start=part.header.body))
     return children
 
 
@@ -228,7 +231,7 @@ def _part(parent: Part, source: bytes, start: int, end: int, default_type: str) 
     limits, budget = parent.budget.limits, parent.budget
     header = scan(source, limits, start, end)
     budget.spend("fields", len(header.fields), 10 * limits.header_fields, "header fields in MIME parts")
-    return Part(source, header, end, parent.depth + 1, budget, default_type)
+    return Part(source, header, end, parent.depth + 1, budget, default_type, start=start)
 
 
 def _between(part: Part, boundary: bytes) -> list[Part]:

@@ -12,7 +12,7 @@ from itertools import islice
 from milterapp.mail import charsets
 from milterapp.mail.limits import LimitHit
 
-__all__ = ["Buffer", "decode", "fault", "size", "uudecode"]
+__all__ = ["Buffer", "decode", "encode", "fault", "quoted_printable", "size", "uudecode", "without_uuencode"]
 
 Buffer = bytes | memoryview
 
@@ -24,6 +24,7 @@ _PADDING = re.compile(rb"[=\s]*+")
 _SOFT_BREAK_WITH_BLANKS = re.compile(rb"=[ \t]++(?=\r?\n)")
 _BAD_ESCAPE = re.compile(rb"=(?![0-9A-Fa-f]{2}|\r?\n|\Z)")
 _UU_BEGIN = re.compile(rb"^begin [0-7]{3,4} ([^\r\n]*+)\r?\n", re.MULTILINE)
+_UU_END = re.compile(rb"(?:[` ]?[ \t]*\r?\n)?end[ \t]*(?:\r?\n|\Z)")
 _LINE = re.compile(rb"([^\r\n]*+)\r?(?:\n|\Z)")
 _MOST_SEGMENTS = 1000
 _MOST_UU_LINES = 100_000
@@ -42,6 +43,27 @@ def decode(data: memoryview, encoding: str) -> Buffer:
         found = uudecode(data)
         return found[0][1] if found else data
     return data
+
+
+def encode(content: bytes, encoding: str, line_end: bytes) -> bytes | None:
+    """Return a content in that encoding (lower case), None for one that is not written here."""
+    if encoding in _NOT_ENCODED:
+        return content
+    if encoding == "quoted-printable":
+        return quoted_printable(content, line_end)
+    if encoding != "base64":
+        return None
+    lines = binascii.b2a_base64(content, newline=False)
+    return line_end.join(lines[at : at + 76] for at in range(0, len(lines), 76)) + (line_end if lines else b"")
+
+
+def quoted_printable(content: bytes, line_end: bytes) -> bytes:
+    """Return a text as quoted-printable (RFC 2045 section 6.7), its line ends as `line_end`."""
+    lines = (line.removesuffix(b"\r") for line in content.split(b"\n"))
+    encoded = (binascii.b2a_qp(line, istext=False) if line else b"" for line in lines)
+    if line_end == b"\n":
+        return b"\n".join(encoded)
+    return line_end.join(line.replace(b"\n", line_end) if b"\n" in line else line for line in encoded)
 
 
 def size(data: memoryview, encoding: str) -> int:
@@ -120,7 +142,21 @@ def uudecode(data: Buffer) -> list[tuple[str, bytes]]:
 
     Raises LimitHit for too many lines of it.
     """
-    found: list[tuple[str, bytes]] = []
+    return [(name, content) for name, content, _, _ in _uu_files(data)]
+
+
+def without_uuencode(data: Buffer, note: bytes) -> bytes:
+    """Return a text with each uuencoded file in it replaced. Raises LimitHit as uudecode does."""
+    out: list[Buffer] = []
+    at = 0
+    for _, _, start, end in _uu_files(data):
+        out += [data[at:start], note]
+        at = end
+    return b"".join([*out, data[at:]])
+
+
+def _uu_files(data: Buffer) -> list[tuple[str, bytes, int, int]]:
+    found: list[tuple[str, bytes, int, int]] = []
     lines = at = 0
     for begin in islice(_UU_BEGIN.finditer(data), _MOST_SEGMENTS):
         if begin.start() < at:
@@ -137,7 +173,8 @@ def uudecode(data: Buffer) -> list[tuple[str, bytes]]:
             out.append(decoded)
             at = match.end()
         if out:
-            found.append((charsets.guess(begin[1].strip()), b"".join(out)))
+            end = _UU_END.match(data, at)
+            found.append((charsets.guess(begin[1].strip()), b"".join(out), begin.start(), end.end() if end else at))
     return found
 
 

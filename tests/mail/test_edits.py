@@ -11,6 +11,7 @@ from milterapp.mail.edits import (
     Edit,
     HeaderChange,
     PrefixSubject,
+    PrependHeader,
     RemoveHeader,
     SetHeader,
     apply,
@@ -36,6 +37,22 @@ PLAIN = b"From: a@example.org\nX-A: 1\nSubject: =?utf-8?Q?=C3=A4?=\n  folded\nx-
         pytest.param([SetHeader("X-New", "9")], b"\n\nbody", b"\nX-New: 9\n\nbody", id="set-appends"),
         pytest.param([RemoveHeader("FROM")], b"From: a@example.org\n", b"", id="remove"),
         pytest.param([RemoveHeader("X-None")], b"", b"", id="remove-nothing"),
+        pytest.param([RemoveHeader("X-A", (2,))], b"x-a: 2\n", b"", id="remove-one"),
+        pytest.param([RemoveHeader("X-A", (3,))], b"", b"", id="remove-one-that-is-not"),
+        pytest.param(
+            [RemoveHeader("X-A", (1,)), RemoveHeader("X-A", (2,))],
+            b"X-A: 1\nSubject: =?utf-8?Q?=C3=A4?=\n  folded\nx-a: 2\n",
+            b"Subject: =?utf-8?Q?=C3=A4?=\n  folded\n",
+            id="remove-by-places-in-the-message-as-it-came",
+        ),
+        pytest.param([PrependHeader("X-A", "0")], b"From:", b"X-A: 0\nFrom:", id="prepend"),
+        pytest.param(
+            [PrependHeader("X-1", "1"), PrependHeader("X-2", "2")],
+            b"From:",
+            b"X-2: 2\nX-1: 1\nFrom:",
+            id="prepend-twice",
+        ),
+        pytest.param([PrependHeader("X-B", "0"), RemoveHeader("X-B")], b"", b"", id="prepend-and-remove"),
         pytest.param([AddHeader("X-B", "3"), RemoveHeader("X-B")], b"", b"", id="add-and-remove"),
         pytest.param(
             [AddHeader("X-B", "3"), SetHeader("X-B", "4")], b"\n\nbody", b"\nX-B: 4\n\nbody", id="add-and-set"
@@ -166,7 +183,9 @@ _VALUES = st.text(max_size=20) | st.sampled_from(["word " * 30, "=?utf-8?q?a?=",
 _EDITS: st.SearchStrategy[Edit] = st.one_of(
     st.builds(AddHeader, _NAMES, _VALUES),
     st.builds(SetHeader, _NAMES, _VALUES),
+    st.builds(PrependHeader, _NAMES, _VALUES),
     st.builds(RemoveHeader, _NAMES),
+    st.builds(RemoveHeader, _NAMES, st.lists(st.integers(1, 3), max_size=2).map(tuple)),
     st.builds(PrefixSubject, st.text(min_size=1, max_size=8)),
 )
 
@@ -177,7 +196,7 @@ def carried_out(mail: Mail, changes: tuple[HeaderChange, ...]) -> list[tuple[str
     for change in changes:
         if change.occurrence == 0:
             assert change.value is not None
-            fields.append((change.name, change.value))
+            fields.insert(0 if change.first else len(fields), (change.name, change.value))
             continue
         at = [n for n, (name, _) in enumerate(fields) if name.lower() == change.name.lower()][change.occurrence - 1]
         fields[at : at + 1] = [] if change.value is None else [(fields[at][0], change.value)]
