@@ -40,9 +40,11 @@ class DeliverySettings:
 
     broken_rules: defer or keep. agents: how many at once; idle: how long a warm one waits; deadline: one message;
     wait: how long a delivery waits for a free agent before it is deferred. maildir: below home, for `file`.
+    keep: what `keep` means: postfix, maildir, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`.
     """
 
     socket: str = "/run/milterapp/monitor/socket"
+    keep: str = "postfix"
     personal_rules: str = ".milterapp/rules.yaml"
     maildir: str = "Maildir"
     min_uid: int = 1000

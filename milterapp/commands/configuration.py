@@ -13,13 +13,14 @@ from typing import Any
 
 from milterapp.commands.failure import Failure
 from milterapp.commands.site_file import DEFAULT, bounded, open_file
+from milterapp.delivery import smtp
 from milterapp.mail.limits import Limits
 from milterapp.rules.document import decode, parse
 from milterapp.rules.nodes import Mapping, Node
 from milterapp.rules.problem import Problem, near_miss
 from milterapp.settings import Settings
 
-__all__ = ["BOUNDS", "WORDS", "load", "parse_settings"]
+__all__ = ["BOUNDS", "KEEP", "WORDS", "load", "parse_settings"]
 
 _IDS = (1, 2**32 - 3)  # 0 is root, and 2**32 - 1 means "leave it" to setresuid(2)
 
@@ -29,6 +30,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "submit.forward_sender": ("envelope", "recipient"),
     "log": ("logfmt", "json"),
 }
+
+KEEP = ("postfix", "maildir")
 
 BOUNDS: dict[str, tuple[float, float]] = {
     **{f"limits.{one.name}": (1, 2**32) for one in fields(Limits)},
@@ -84,6 +87,7 @@ def _value_problems(root: Node, settings: Settings) -> Iterator[Problem]:
         (BOUNDS, _bound),
         (_FROM_ROOT, lambda _, value: "" if value.startswith("/") else "a path from `/`"),
         (_NOT_EMPTY, lambda _, value: "" if value else "a value"),
+        (("delivery.keep",), _keep),
         (_ACCOUNTS, lambda _, value: "" if value not in ("", "root", "0") else "the account of a service"),
     ):
         for name in names:
@@ -96,6 +100,18 @@ def _value_problems(root: Node, settings: Settings) -> Iterator[Problem]:
 def _word(name: str, value: str) -> str:
     words = WORDS[name]
     return "" if value in words else f"{' or '.join(words)}{near_miss(value, words)}"
+
+
+def _keep(_: str, value: str) -> str:
+    """Return what was expected of `delivery.keep`, "" where it is that."""
+    try:
+        if value.startswith(smtp.LMTP):
+            smtp.endpoint(value)
+        elif value not in KEEP:
+            return f"{' or '.join(KEEP)}, lmtp:unix:/PATH or lmtp:inet:HOST:PORT{near_miss(value, KEEP)}"
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _bound(name: str, value: float) -> str:

@@ -133,7 +133,9 @@ class Agent:
             event.update(_explained(decision), retry=prepared is not None)
             if decision.verdict is Verdict.DEFER:
                 return Answer("defer", decision.could_not_tell or _deferral(decision))
-            if home is None or (loaded is not None and loaded.policy is None and not loaded.problems):
+            keep_here = self._settings.keep == "maildir"
+            ruleless = loaded is not None and loaded.policy is None and not loaded.problems
+            if home is None or (ruleless and not keep_here):
                 return _hand_back(arrived)
             now = int(time.time())
             journal = journal or self._new_journal(home)
@@ -141,7 +143,9 @@ class Agent:
                 prepared = journal.prepare(arrived.key, record.to_text(decision), now)
                 decision = decision if prepared.fresh else record.from_text(prepared.record)
             maildir = Maildir(home, self._settings.maildir)
-            job = Job(arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now)
+            job = Job(
+                arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now, keep_here
+            )  # fmt: skip
             return carry_out(job, decision, prepared)
 
     def _decide(self, loaded: Loaded, arrived: _Arrived) -> Decision:

@@ -18,13 +18,14 @@ __all__ = ["AgentSettings"]
 class AgentSettings:
     """The part of the site's settings that an agent needs (milterapp.yaml(5)).
 
-    personal_rules, maildir: below the home unless absolute. broken_rules: defer or keep. limits: the fields of
-    mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the journal remembers a
-    message; longer than Postfix keeps trying (maximal_queue_lifetime).
+    personal_rules, maildir: below the home unless absolute. keep: as the site has it. broken_rules: defer or keep.
+    limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
+    journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime).
     """
 
     personal_rules: str = ".milterapp/rules.yaml"
     maildir: str = "Maildir"
+    keep: str = "postfix"
     broken_rules: str = "defer"
     delimiter: str = "+"
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class AgentSettings:
         return cls(
             personal_rules=delivery["personal_rules"],
             maildir=delivery["maildir"],
+            keep=delivery["keep"],
             broken_rules=delivery["broken_rules"],
             delimiter=delivery["recipient_delimiter"],
             limits=dict(settings["limits"]),

@@ -66,7 +66,10 @@ class Submit:
 
 @dataclass(frozen=True)
 class Job:
-    """One message for one recipient, and everything that carrying a decision out needs. now: seconds since 1970."""
+    """One message for one recipient, and everything that carrying a decision out needs. now: seconds since 1970.
+
+    keep_here: `keep` files into the inbox of the Maildir, submit is not asked.
+    """
 
     sender: str
     key: Key
@@ -75,6 +78,7 @@ class Job:
     maildir: Maildir
     submit: Submit
     now: int
+    keep_here: bool = False
 
 
 class _Steps:
@@ -110,25 +114,27 @@ class _Steps:
     def deliver(self, step: str, delivery: Delivery) -> bool:
         """Carry one delivery out; False where it must be tried again."""
         if isinstance(delivery, File):
-            return self.once(step, lambda: self._file(step, delivery)).word == "done"
+            return self.once(step, lambda: self._file(step, delivery.folder)).word == "done"
         if isinstance(delivery, Keep):
-            return self.once(step, self._keep).word == "done"
+            return self.once(step, lambda: self._keep(step)).word == "done"
         if isinstance(delivery, Forward):
             outcome = self.once(step, lambda: self._send("FORWARD", {"to": delivery.to, "step": step}))
             if outcome.word == "refused" and not delivery.copy:
-                outcome = self.once(f"{step}.keep", self._keep)
+                outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
                 return outcome.word == "done"
             return outcome.word != "failed"
         return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
 
-    def _file(self, step: str, delivery: File) -> Outcome:
+    def _file(self, step: str, folder: Sequence[str]) -> Outcome:
         job, key = self._job, self._job.key
         name = Name(self._prepared.at, f"M{key.word}S{step}")
         parts = stamped(self._edited, job.sender, key.recipient, key.original)
-        filed = job.maildir.deliver(delivery.folder, name, parts, fresh=self._prepared.fresh)
+        filed = job.maildir.deliver(folder, name, parts, fresh=self._prepared.fresh)
         return Outcome("done", str(name) if filed else f"{name}, there already")
 
-    def _keep(self) -> Outcome:
+    def _keep(self, step: str) -> Outcome:
+        if self._job.keep_here:
+            return self._file(step.replace(".", "-"), ())
         outcome = self._send("KEEP", {})
         return Outcome("failed", outcome.detail) if outcome.word == "refused" else outcome
 

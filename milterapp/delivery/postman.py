@@ -63,7 +63,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class SubmitPolicy:
-    """The site's settings as submit needs them (milterapp.yaml(5), `submit`); seconds, paths."""
+    """The site's settings as submit needs them (milterapp.yaml(5), `submit`); seconds, paths. keep: `delivery.keep`."""
 
     state: str
     hand_back: str
@@ -74,13 +74,14 @@ class SubmitPolicy:
     timeout: float = 60.0
     delimiter: str = "+"
     limits: Limits = field(default_factory=Limits)
+    keep: str = "postfix"
 
     @classmethod
     def from_site(cls, settings: Mapping[str, Any]) -> SubmitPolicy:
         """Return submit's part of `dataclasses.asdict(Settings())`, or of that as JSON."""
         own = {name: value for name, value in settings["submit"].items() if name != "socket"}
-        delimiter = settings["delivery"]["recipient_delimiter"]
-        return cls(**own, delimiter=delimiter, limits=Limits(**settings["limits"]))
+        delivery, limits = settings["delivery"], Limits(**settings["limits"])
+        return cls(**own, delimiter=delivery["recipient_delimiter"], limits=limits, keep=delivery["keep"])
 
 
 class Postman:
@@ -144,7 +145,12 @@ class Postman:
     def _keep(self, held: Held, request: wire.Datagram, _now: float) -> str:
         message = _message(held, request)
         transaction = smtp.Transaction(held.envelope.sender, held.recipient, eight_bit=_eight_bit(message))
-        return smtp.send(self._policy.hand_back, transaction, sealed.chunks(message), timeout=self._policy.timeout)
+        return smtp.send(self._keeper(held), transaction, sealed.chunks(message), timeout=self._policy.timeout)
+
+    def _keeper(self, held: Held) -> str:
+        """Return who takes what is kept. Whom the monitor names no user of, Postfix alone knows what to do with."""
+        lmtp = self._policy.keep.startswith(smtp.LMTP) and held.user
+        return self._policy.keep if lmtp else self._policy.hand_back
 
     def _forward(self, held: Held, request: wire.Datagram, _now: float) -> str:
         target, recipient = request.text("to"), held.recipient

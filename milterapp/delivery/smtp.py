@@ -1,4 +1,4 @@
-"""One message over SMTP to Postfix's own smtpd, on a unix-domain socket (RFC 5321, RFC 6152, RFC 6531).
+"""One message over SMTP to Postfix's own smtpd, or over LMTP to who keeps mail (RFC 5321, 2033, 6152, 6531).
 
 Must never: take anything but a 250 at the end of the data for success, change a byte of a message but its line ends,
 or let an address leave its brackets.
@@ -11,7 +11,9 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["AddressError", "SmtpError", "Transaction", "path", "send", "wire_form"]
+__all__ = ["LMTP", "AddressError", "SmtpError", "Transaction", "endpoint", "path", "send", "wire_form"]
+
+LMTP = "lmtp:"
 
 _MOST_REPLY = 16 * 1024  # bytes of one reply
 _LONGEST_ADDRESS = 1000  # bytes; smtpd's line_length_limit is 2048
@@ -73,34 +75,68 @@ def wire_form(parts: Iterable[bytes]) -> Iterator[bytes]:
     yield held + (b"" if at_start and not held else b"\r\n") + b".\r\n"
 
 
-def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, timeout: float) -> str:
-    """Send one message to the smtpd at that path; return Postfix's queue id, "" where its reply names none.
+def endpoint(address: str) -> str | tuple[str, int]:
+    """Return where to connect for a path, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`: a path, or host and port.
 
-    timeout: seconds for each step. Raises SmtpError (every reply but the expected one, a timeout, a lost connection)
-    and AddressError.
+    Raises ValueError with what was expected.
+    """
+    if not address.startswith(LMTP):
+        return address
+    kind, _, place = address.removeprefix(LMTP).partition(":")
+    host, _, port = place.rpartition(":")
+    if kind == "unix" and place.startswith("/"):
+        return place
+    if kind == "inet" and host and port.isdecimal() and 0 < int(port) < 65536:
+        return host.removeprefix("[").removesuffix("]"), int(port)
+    raise ValueError("lmtp:unix:/PATH or lmtp:inet:HOST:PORT")
+
+
+def _connect(address: str, timeout: float) -> socket.socket:
+    """Return a connection. Raises OSError or ValueError."""
+    place = endpoint(address)
+    if not isinstance(place, str):
+        return socket.create_connection(place, timeout)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(place)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, timeout: float) -> str:
+    """Send one message to the smtpd at that path, or to the LMTP server there; return the queue id its reply names.
+
+    address: as for endpoint(); timeout: seconds for each step. LMTP answers once for each recipient, and there is one.
+    The queue id is "" where the reply names none. Raises SmtpError (every reply but the expected one, a timeout, a lost
+    connection) and AddressError.
     """
     sender, recipient = (b"<>" if not transaction.sender else path(transaction.sender)), path(transaction.recipient)
     if recipient == b"<>":
         raise AddressError("no recipient")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
-        try:
-            connection.connect(address)
-            return _Dialogue(connection).run(sender, recipient, parts, eight_bit=transaction.eight_bit)
-        except OSError as error:
-            raise SmtpError(f"{address}: {error.strerror or error}") from error
+    try:
+        with _connect(address, timeout) as connection:
+            hello = b"LHLO" if address.startswith(LMTP) else b"EHLO"
+            return _Dialogue(connection, hello).run(sender, recipient, parts, eight_bit=transaction.eight_bit)
+    except (OSError, ValueError) as error:
+        if isinstance(error, AddressError):
+            raise
+        raise SmtpError(f"{address}: {getattr(error, 'strerror', '') or error}") from error
 
 
 class _Dialogue:
-    """An SMTP session with one transaction."""
+    """A session with one transaction. hello: EHLO or LHLO."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, hello: bytes) -> None:
         self._connection = connection
+        self._hello = hello
         self._buffer = b""
 
     def run(self, sender: bytes, recipient: bytes, parts: Iterable[bytes], *, eight_bit: bool) -> str:
         self._expect("220", "the greeting")
-        offered = {line.upper() for line in self._ask(b"EHLO localhost", "250")[1:]}
+        offered = {line.upper() for line in self._ask(self._hello + b" localhost", "250")[1:]}
         parameters = b" BODY=8BITMIME" if eight_bit and "8BITMIME" in offered else b""
         if not (sender.isascii() and recipient.isascii()) and "SMTPUTF8" in offered:
             parameters += b" SMTPUTF8"
@@ -141,7 +177,7 @@ class _Dialogue:
         while b"\n" not in self._buffer:
             data = self._connection.recv(4096)
             if not data:
-                raise SmtpError("Postfix closed the connection")
+                raise SmtpError("the other end closed the connection")
             self._buffer += data
             if len(self._buffer) > _MOST_REPLY:
                 raise SmtpError("a reply without end")

@@ -24,6 +24,9 @@ SET: dict[str, tuple[str, str, Any]] = {
     "one-for-a-list": ("delivery:\n  gids: 100", "delivery.gids", (100,)),
     "list": ("delivery:\n  gids: [100, 50]", "delivery.gids", (100, 50)),
     "no-delimiter": ("delivery:\n  recipient_delimiter: ''", "delivery.recipient_delimiter", ""),
+    "keep": ("delivery:\n  keep: maildir", "delivery.keep", "maildir"),
+    "keep-lmtp": ("delivery:\n  keep: lmtp:unix:/x y", "delivery.keep", "lmtp:unix:/x y"),
+    "keep-lmtp-inet": ("delivery:\n  keep: 'lmtp:inet:[::1]:24'", "delivery.keep", "lmtp:inet:[::1]:24"),
     "empty-file": ("", "log", "logfmt"),
     "comments-only": ("# log: json\n", "log", "logfmt"),
 }
@@ -52,6 +55,16 @@ WRONG = {
     "root-account": ("accounts:\n  monitor: root", "m.yaml:2:12: found 'root', expected the account of a service"),
     "empty-account": ("accounts:\n  monitor: ''", "m.yaml:2:12: found '', expected the account of a service"),
     "empty-value": ("log:", "m.yaml:1:5: 'log' has no value"),
+    "keep-word": ("delivery:\n  keep: mailbox", "m.yaml:2:9: found 'mailbox', expected postfix or maildir, lmtp:unix:"),
+    "keep-near": (
+        "delivery:\n  keep: maildr",
+        "m.yaml:2:9: found 'maildr', expected postfix or maildir, lmtp:unix:/PATH",
+    ),
+    "keep-relative": ("delivery:\n  keep: lmtp:unix:x", "m.yaml:2:9: found 'lmtp:unix:x', expected lmtp:unix:/PATH or"),
+    "keep-no-port": (
+        "delivery:\n  keep: lmtp:inet:mx",
+        "m.yaml:2:9: found 'lmtp:inet:mx', expected lmtp:unix:/PATH or",
+    ),
     "no-mapping": ("- log", "m.yaml:1:1: found a list, expected a mapping"),
     "no-yaml": ("log: 'json", "m.yaml:1:"),
     "not-text": ("log: \udcff", "m.yaml:1:6: byte 0xff, expected UTF-8 text"),

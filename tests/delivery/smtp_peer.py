@@ -55,7 +55,7 @@ class SmtpPeer:
         while line := lines.readline().decode("utf-8", "surrogateescape"):
             word = line[:4].upper()
             said[word] = line.rstrip("\r\n")
-            if word == "EHLO":
+            if word in ("EHLO", "LHLO"):
                 say("250-localhost\r\n250-8BITMIME\r\n250 SMTPUTF8")
             elif word == "DATA":
                 say("354 go on")

@@ -143,6 +143,47 @@ def test_a_refused_keep_defers(start: Start) -> None:
     assert start().deliver(submit).status == "defer"
 
 
+@pytest.mark.parametrize("rules", ["", EDIT], ids=["without rules", "with rules"])
+def test_keep_into_the_maildir(person: Person, start: Start, rules: str) -> None:
+    """With `keep: maildir` what is kept is in the inbox of the Maildir, once over any number of attempts."""
+    if rules:
+        person.write(rules)
+    submit, agent = Submit(), start(keep="maildir")
+    assert [agent.deliver(submit).status for _ in range(3)] == ["ok"] * 3
+    (kept,) = person.mail()
+    assert (b"X-Mark: seen\n" in kept) is bool(rules)
+    assert kept.replace(b"X-Mark: seen\n", b"") == STAMPED
+    assert submit.asked == []
+
+
+def test_a_kept_message_that_was_read_is_not_kept_again(person: Person, start: Start) -> None:
+    """Where the mark was lost after filing, a retry finds the message in cur, whatever flags its reader gave it."""
+    submit, agent = Submit(), start(keep="maildir")
+    assert agent.deliver(submit).status == "ok"
+    (filed,) = (person.home / "Maildir/new").iterdir()
+    filed.rename(person.home / "Maildir/cur" / f"{filed.name}:2,S")
+    with sqlite3.connect(person.home / ".milterapp/journal.sqlite") as journal:
+        journal.execute("DELETE FROM done")
+    journal.close()
+    assert agent.deliver(submit).status == "ok"
+    assert len(person.mail()) == 1
+
+
+def test_a_refused_forward_is_kept_in_the_maildir(person: Person, start: Start) -> None:
+    """With `keep: maildir` a forward that policy refuses ends in the inbox."""
+    person.write(FORWARD)
+    submit, agent = Submit({"FORWARD": ("REFUSED", "mail forwarding loop")}), start(keep="maildir")
+    assert [agent.deliver(submit).status for _ in range(2)] == ["ok"] * 2
+    assert (submit.kinds, person.mail()) == (["FORWARD"], [STAMPED])
+
+
+def test_without_a_home_postfix_keeps(start: Start) -> None:
+    """An account without a home has no Maildir: Postfix keeps its mail, whatever `keep` says."""
+    submit = Submit()
+    assert start(home="/nonexistent", keep="maildir").deliver(submit).status == "ok"
+    assert submit.kinds == ["KEEP"]
+
+
 def test_replies_come_last(person: Person, start: Start) -> None:
     """A reply leaves after everything else is done, and only then."""
     person.write(REPLY + "  - name: keep\n    then: keep\n")

@@ -16,12 +16,13 @@ from milterapp.settings import DeliverySettings, Settings, SubmitSettings
 def test_every_part_comes_from_the_site() -> None:
     """What the site sets reaches the agent, also by way of JSON, and its limits are those of reading mail."""
     delivery = DeliverySettings(
-        personal_rules="/etc/people.yaml", maildir="mail", broken_rules="keep", recipient_delimiter="-", deadline=5.0
-    )
+        keep="maildir", personal_rules="/etc/people.yaml", maildir="mail", broken_rules="keep",
+        recipient_delimiter="-", deadline=5.0,
+    )  # fmt: skip
     site = dataclasses.asdict(Settings(delivery=delivery, limits=Limits(mime_parts=7)))
     settings = AgentSettings.from_site(json.loads(json.dumps(site)))
     assert (settings.personal_rules, settings.maildir, settings.broken_rules) == ("/etc/people.yaml", "mail", "keep")
-    assert (settings.delimiter, settings.deadline) == ("-", 5.0)
+    assert (settings.delimiter, settings.deadline, settings.keep) == ("-", 5.0, "maildir")
     assert Limits(**settings.limits) == Limits(mime_parts=7)
     assert AgentSettings.from_json(settings.to_json()) == settings
 
@@ -33,9 +34,11 @@ def test_the_defaults_are_the_sites() -> None:
 
 def test_submit_gets_its_part() -> None:
     """What the site sets under `submit` reaches it, with the delimiter and the limits."""
-    site = dataclasses.asdict(Settings(submit=SubmitSettings(forwards=2, state="/x"), limits=Limits(header_bytes=9)))
+    delivery, submit = DeliverySettings(keep="lmtp:unix:/y"), SubmitSettings(forwards=2, state="/x")
+    site = dataclasses.asdict(Settings(delivery=delivery, submit=submit, limits=Limits(header_bytes=9)))
     policy = SubmitPolicy.from_site(json.loads(json.dumps(site)))
     assert (policy.forwards, policy.state, policy.limits.header_bytes, policy.delimiter) == (2, "/x", 9, "+")
+    assert policy.keep == "lmtp:unix:/y"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"colour": "red"}'])

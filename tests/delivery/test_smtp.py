@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.delivery.smtp import AddressError, SmtpError, Transaction, path, send, wire_form
+from milterapp.delivery.smtp import AddressError, SmtpError, Transaction, endpoint, path, send, wire_form
 
 GREETING = "220 mail.example.org ESMTP"
 OFFER = "250-mail.example.org\r\n250-SIZE\r\n250-8BITMIME\r\n250 SMTPUTF8"
@@ -64,6 +64,41 @@ def peers(tmp_path: Path) -> Iterator[list[Peer]]:
     yield collected
     for peer in collected:
         peer.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("/run/x:y", "/run/x:y"),
+        ("lmtp:unix:/run/x:y", "/run/x:y"),
+        ("lmtp:inet:mail.example.org:24", ("mail.example.org", 24)),
+        ("lmtp:inet:[::1]:24", ("::1", 24)),
+    ],
+)
+def test_endpoint(address: str, place: object) -> None:
+    """A path, and the two forms of LMTP, say where to connect."""
+    assert endpoint(address) == place
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["lmtp:", "lmtp:unix:", "lmtp:unix:run", "lmtp:inet:host", "lmtp:inet::24", "lmtp:inet:h:0", "lmtp:inet:h:65536",
+     "lmtp:inet:h:x", "lmtp:/run/x"],
+)  # fmt: skip
+def test_no_endpoint(address: str) -> None:
+    """Anything else that begins like LMTP is an error, and nobody is connected to."""
+    with pytest.raises(ValueError, match="lmtp:unix:/PATH"):
+        endpoint(address)
+    with pytest.raises(SmtpError):
+        send(address, Transaction("", "bob@example.org"), [b"x"], timeout=1)
+
+
+def test_lmtp(tmp_path: Path, peers: list[Peer]) -> None:
+    """To an LMTP server the greeting is LHLO; its reply for the one recipient ends the transaction."""
+    peers.append(Peer(tmp_path, [*GOOD[:-1], "250 2.0.0 <bob@example.org> x+y Saved"]))
+    transaction = Transaction("", "bob@example.org", eight_bit=False)
+    assert send(f"lmtp:unix:{peers[0].address}", transaction, [b"x\n"], timeout=10) == ""
+    assert peers[0].heard[:2] == [b"LHLO localhost\r\n", b"MAIL FROM:<>\r\n"]
 
 
 def test_a_message_is_taken(tmp_path: Path, peers: list[Peer]) -> None:

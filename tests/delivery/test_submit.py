@@ -125,6 +125,27 @@ def test_keep_takes_an_edited_message(world: World) -> None:
     assert world.hand_back.taken[0].rcpt == "RCPT TO:<bob@x.org>"
 
 
+def test_keep_over_lmtp(world: World) -> None:
+    """With `keep: lmtp:…` an agent's KEEP goes there, once; the monitor's own, for nobody it knows, to Postfix."""
+    assert world.policy is not None
+    keeper = SmtpPeer(str(world.folder / "lmtp"))
+    try:
+        world.stop()
+        world.policy = dataclasses.replace(world.policy, keep=f"lmtp:unix:{keeper.address}")
+        world.start()
+        assert [ask(world.bound(), "KEEP", b"X: y\n" + MESSAGE)[0] for _ in range(2)] == ["DONE", "DONE"]
+        (taken,) = keeper.taken
+        assert (taken.mail, taken.rcpt) == ("MAIL FROM:<ann@example.org>", "RCPT TO:<bob@x.org>")
+        assert taken.data.startswith(b"X: y\r\nFrom: ")
+        assert world.hand_back.taken == []
+        keeper.refuse = "550 5.1.1 no such user"
+        assert ask(world.bound(queue_id="4B"), "KEEP")[0] == "FAILED"
+        assert ask(world.bound(user="", queue_id="4C"), "KEEP")[0] == "DONE"
+        assert (len(world.hand_back.taken), len(keeper.taken)) == (1, 1)
+    finally:
+        keeper.close()
+
+
 def test_a_null_sender_stays_null(world: World) -> None:
     """A bounce is handed back, and forwarded, as a bounce."""
     connection = world.bound(sender="")
