@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.mail.edits import AddHeader, Edit, PrefixSubject, RemoveHeader, SetHeader
+from milterapp.mail.edits import AddHeader, Edit, HeaderChange, PrefixSubject, RemoveHeader, SetHeader
 from milterapp.mail.message import Mail
+from milterapp.milter import apply
 from milterapp.milter.apply import Call, calls_for
 from milterapp.rules.decision import Decision, RecipientDecision, Verdict
 
@@ -80,6 +81,33 @@ def test_no_line_is_forged(kind: type[AddHeader] | type[SetHeader], value: str) 
             assert "\r" not in text
             assert "\0" not in text
             assert all(line[:1] in (" ", "\t") for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [
+        pytest.param("abc", True, id="one line"),
+        pytest.param("abc\n d\n\te", True, id="folded"),
+        pytest.param("", True, id="nothing"),
+        pytest.param("abc\n ", False, id="a blank last line"),
+        pytest.param("abc\n \n d", False, id="a blank line within"),
+        pytest.param("abc\nd", False, id="a line that is a field of its own"),
+        pytest.param("abc\n", False, id="a line end at the end"),
+        pytest.param("abc\rd", False, id="a bare CR"),
+        pytest.param("a\0", False, id="NUL"),
+        pytest.param("caf\u00e9", False, id="no ASCII"),
+        pytest.param("\n" + " " * 50_000, False, id="blanks without end"),
+    ],
+)
+def test_value_that_can_be_sent(monkeypatch: pytest.MonkeyPatch, value: str, *, fits: bool) -> None:
+    """A value is sent only where each of its lines continues the field and none is blank."""
+    monkeypatch.setattr(apply, "header_changes", lambda _mail, _edits: (HeaderChange("X", 0, value),))
+    decision = Decision(edits=(AddHeader("X", "y"),))
+    if fits:
+        assert calls_for(decision, MAIL, {}) == (Call("addheader", ("X", " " + value)),)
+    else:
+        with pytest.raises(ValueError, match="the value of header X cannot be sent"):
+            calls_for(decision, MAIL, {})
 
 
 def test_recipient_that_cannot_be_named() -> None:
