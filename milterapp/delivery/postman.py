@@ -2,8 +2,9 @@
 
 Must never: send without asking the guards, send again what the journal marks, or begin twice what is under way.
 
-Once a message of the same key went out, the same request is answered with the first queue id. The gap that remains:
-Postfix took a message and the process died before the mark was on disk; then a retry sends it again.
+Once a message of the same key went out, the same request is answered with the first queue id. Where the mark cannot
+be written (a full disk), this process remembers it, and sends nothing more before it is. The gap that remains: Postfix
+took a message and the process died before the mark was on disk; then a retry sends it again.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Postman:
         self._journal = Journal(os.path.join(policy.state, "journal.sqlite"))
         self._replied = Replied(os.path.join(policy.state, "replied.sqlite"))
         self._under_way: set[str] = set()
+        self._owed: dict[tuple[Key, str], tuple[str, int]] = {}  # key and mark to queue id and time
         self._lock = threading.Lock()
 
     def sweep(self, now: int) -> None:
@@ -116,6 +118,7 @@ class Postman:
         mark = " ".join((request.kind, step, request.text("to"))).strip()
         mark = mark.encode("utf-8", "backslashreplace").decode()
         with self._alone(held.key.word):
+            self._write_owed()
             done = self._journal.steps(held.key)
             if mark in done:
                 return done[mark]
@@ -126,8 +129,19 @@ class Postman:
                 queue_id = _KINDS[request.kind](self, held, request, now)
             except LimitHit as limit:
                 raise RefusedError(f"the header cannot be read whole: {limit}") from limit
-            self._journal.mark(held.key, mark, queue_id, int(now))
+            with self._lock:
+                self._owed[held.key, mark] = queue_id, int(now)
+            self._write_owed()
             return queue_id
+
+    def _write_owed(self) -> None:
+        """Mark what Postfix took and is not marked yet. Raises StateError: then nothing more may be sent."""
+        with self._lock:
+            owed = tuple(self._owed.items())
+        for (key, mark), (queue_id, moment) in owed:
+            self._journal.mark(key, mark, queue_id, moment)
+            with self._lock:
+                self._owed.pop((key, mark), None)
 
     @contextmanager
     def _alone(self, word: str) -> Iterator[None]:

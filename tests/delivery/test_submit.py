@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import grp
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -279,6 +281,23 @@ def test_a_repeated_request_is_done_already(world: World, kind: str, fields: dic
     world.start()
     assert ask(world.bound(), kind, **fields) == first
     assert len(world.send.taken) + len(world.hand_back.taken) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("KEEP", {}), ("FORWARD", {"to": "c@example.org", "step": "0"})], ids=["keep", "forward"]
+)
+def test_what_cannot_be_marked_is_not_sent_again(world: World, kind: str, fields: dict[str, str]) -> None:
+    """While no mark can be written, what Postfix took once is FAILED and not sent again, and nothing else is sent."""
+    with contextlib.closing(sqlite3.connect(world.folder / "state/journal.sqlite")) as disk:
+        disk.execute("CREATE TRIGGER full BEFORE INSERT ON done BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+        for _ in range(3):
+            answer, text = ask(world.bound(), kind, **fields)
+            assert (answer, "disk is full" in text) == ("FAILED", True)
+        assert ask(world.bound(queue_id="4B"), kind, **fields)[0] == "FAILED"
+        disk.execute("DROP TRIGGER full")
+    assert ask(world.bound(), kind, **fields) == ("DONE", "4Q0")
+    assert ask(world.bound(queue_id="4B"), kind, **fields) == ("DONE", "4Q1")
+    assert len(world.send.taken) + len(world.hand_back.taken) == 2
 
 
 def test_another_alias_is_another_copy(world: World) -> None:
