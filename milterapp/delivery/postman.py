@@ -157,9 +157,7 @@ class Postman:
                 self._under_way.discard(word)
 
     def _keep(self, held: Held, request: wire.Datagram, _now: float) -> str:
-        message = _message(held, request)
-        transaction = smtp.Transaction(held.envelope.sender, held.recipient, eight_bit=_eight_bit(message))
-        return smtp.send(self._keeper(held), transaction, sealed.chunks(message), timeout=self._policy.timeout)
+        return self._pass_on(self._keeper(held), held.envelope.sender, held.recipient, _message(held, request))
 
     def _keeper(self, held: Held) -> str:
         """Return who takes what is kept. Whom the monitor names no user of, Postfix alone knows what to do with."""
@@ -176,10 +174,21 @@ class Postman:
         sender = held.envelope.sender
         if sender and self._policy.forward_sender == "recipient":
             sender = recipient
-        message = _message(held, request)
-        transaction = smtp.Transaction(sender, target, eight_bit=_eight_bit(message))
-        parts = chain([b"Delivered-To: " + one_line(recipient) + b"\r\n"], sealed.chunks(message))
-        return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
+        mark = b"Delivered-To: " + one_line(recipient) + b"\r\n"
+        return self._pass_on(self._policy.send, sender, target, _message(held, request), mark)
+
+    def _pass_on(self, door: str, sender: str, recipient: str, message: int, first: bytes = b"") -> str:
+        """Send a message. Where its sender is taken for no address, from the null sender instead.
+
+        sendmail(1) lets anything be a sender, and local(8) delivers it; no notice could reach such a one anyway.
+        """
+        transaction = smtp.Transaction(sender, recipient, eight_bit=_eight_bit(message))
+        try:
+            return smtp.send(door, transaction, chain((first,), sealed.chunks(message)), timeout=self._policy.timeout)
+        except (smtp.SenderError, smtp.AddressError):
+            if not sender:
+                raise
+        return self._pass_on(door, "", recipient, message, first)
 
     def _reply(self, held: Held, request: wire.Datagram, now: float) -> str:
         mail, sender = self._header(held), held.envelope.sender

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["LMTP", "AddressError", "SmtpError", "Transaction", "endpoint", "path", "send", "wire_form"]
+__all__ = ["LMTP", "AddressError", "SenderError", "SmtpError", "Transaction", "endpoint", "path", "send", "wire_form"]
 
 LMTP = "lmtp:"
 
@@ -21,10 +21,15 @@ _QUEUED = re.compile(r"queued as ([0-9A-Za-z]{1,64})\b")
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*")
 _QUOTED = re.compile(r'"(?:[^\x00-\x1f\x7f"\\]|\\[^\x00-\x1f])*"')
 _LINE_END = re.compile(rb"\r?\n")
+_NO_SENDER = frozenset({("MAIL", "500"), ("MAIL", "501"), ("MAIL", "553")})  # bad UTF-8, bad syntax, not allowed
 
 
 class SmtpError(Exception):
     """Postfix did not take the message, or nobody knows; always temporary. str() holds its reply, if there was one."""
+
+
+class SenderError(SmtpError):
+    """The server takes the sender for no address, and would say so for ever."""
 
 
 class AddressError(ValueError):
@@ -170,7 +175,8 @@ class _Dialogue:
             if line[3:4] != "-":
                 break
         if line[:3] != wanted:
-            raise SmtpError(f"{what}: {line[:3]} {' '.join(lines)[:200]}")
+            kind = SenderError if (what, line[:3]) in _NO_SENDER else SmtpError
+            raise kind(f"{what}: {line[:3]} {' '.join(lines)[:200]}")
         return lines
 
     def _line(self) -> str:

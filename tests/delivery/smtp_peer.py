@@ -20,11 +20,15 @@ class Taken:
 
 @dataclass
 class SmtpPeer:
-    """Serves any number of sessions, one after the other. refuse: what to answer instead of taking a message."""
+    """Serves any number of sessions, one after the other.
+
+    refuse: what to answer instead of taking a message; refuse_sender: what to answer to any sender but the null one.
+    """
 
     address: str
     taken: list[Taken] = field(default_factory=list)
     refuse: str = ""
+    refuse_sender: str = ""
     silent: threading.Event | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class SmtpPeer:
                 queue_id = f"4Q{len(self.taken)}"
                 self.taken.append(Taken(said["MAIL"], said["RCPT"], data, queue_id))
                 say(f"250 2.0.0 Ok: queued as {queue_id}")
+            elif word == "MAIL" and self.refuse_sender and not said[word].startswith("MAIL FROM:<>"):
+                say(self.refuse_sender)
             elif word == "QUIT":
                 return
             else:

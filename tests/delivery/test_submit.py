@@ -157,6 +157,27 @@ def test_a_null_sender_stays_null(world: World) -> None:
     assert world.send.taken[0].mail == "MAIL FROM:<>"
 
 
+@pytest.mark.parametrize(
+    "refuse", ["501 5.1.7 Bad sender address syntax", "500 5.5.2 Error: bad UTF-8 syntax", "553 5.1.7 no"]
+)
+def test_a_sender_that_is_no_address_becomes_null(world: World, refuse: str) -> None:
+    """What sendmail(1) took from a sender that smtpd(8) takes for none is kept and forwarded, from the null sender."""
+    world.hand_back.refuse_sender = world.send.refuse_sender = refuse
+    connection = world.bound(sender="-x@home.example")
+    assert ask(connection, "KEEP")[0] == "DONE"
+    assert ask(connection, "FORWARD", to="c@example.org", step="0")[0] == "DONE"
+    assert [one.mail for one in world.hand_back.taken + world.send.taken] == ["MAIL FROM:<>"] * 2
+    assert world.hand_back.taken[0].data == MESSAGE.replace(b"\n", b"\r\n")
+
+
+@pytest.mark.parametrize("refuse", ["451 4.3.0 later", "530 5.7.0 TLS", "552 5.3.4 too big"])
+def test_another_refusal_at_the_sender_defers(world: World, refuse: str) -> None:
+    """Where it is not the address that Postfix minds, the sender stays as it is, and the delivery waits."""
+    world.hand_back.refuse_sender = refuse
+    assert ask(world.bound(), "KEEP")[0] == "FAILED"
+    assert world.hand_back.taken == []
+
+
 def test_a_forward_carries_its_loop_mark(world: World) -> None:
     """FORWARD goes through the sending door with Delivered-To on top; the rest is the message as it came."""
     assert ask(world.bound(), "FORWARD", to="c@example.org", step="0") == ("DONE", "4Q0")
