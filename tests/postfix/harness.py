@@ -38,6 +38,7 @@ ELSEWHERE = Path("/var/mail/elsewhere")
 SITE_RULES = Path("/etc/milterapp/rules.yaml")
 NO_RULES = "rules:\n  - name: none\n    if:\n      client: 203.0.113.255\n    then: accept\n"
 _SOCKETS = {
+    "lmtp": Path("/var/spool/postfix/milterapp-lmtp/socket"),
     "milter": Path("/var/spool/postfix/milterapp/milter"),
     "monitor": Path("/run/milterapp/monitor/socket"),
     "submit": Path("/run/milterapp/submit/socket"),
@@ -127,6 +128,7 @@ class Site:
     def postconf(self, **settings: str) -> None:
         """Set parameters of main.cf."""
         subprocess.run(["postconf", "-e", *(f"{name}={value}" for name, value in settings.items())], check=True)
+        os.utime(CONFIGURATION / "main.cf", (0, 0))  # Postfix waits two seconds before it believes a file just written
 
     def attach(self) -> None:
         """Run `milterapp setup --apply`."""
@@ -191,7 +193,7 @@ class Site:
         process = self._services.get(name)
         if process is not None and process.poll() is not None:
             raise AssertionError(f"milterapp {name} ended with {process.returncode}:\n{self.service_log(name)[-3000:]}")
-        kind = socket.SOCK_STREAM if name == "milter" else socket.SOCK_SEQPACKET
+        kind = socket.SOCK_STREAM if name in ("milter", "lmtp") else socket.SOCK_SEQPACKET
         with socket.socket(socket.AF_UNIX, kind) as probe:
             try:
                 probe.connect(str(_SOCKETS[name]))

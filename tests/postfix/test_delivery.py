@@ -74,7 +74,8 @@ def test_keep_does_not_loop(site: Site) -> None:
     site.rules("alice", "rules:\n  - name: everything\n    then: keep\n")
     site.send(message("hello"))
     site.settle()
-    assert [(one.relay, one.status) for one in site.fates()] == [("milterapp-keep", "sent"), ("milterapp", "sent")]
+    fates = sorted((one.relay, one.status) for one in site.fates())
+    assert fates == [("milterapp", "sent"), ("milterapp-keep", "sent")]
     assert len(site.inbox("alice")) == 1
 
 
@@ -264,7 +265,7 @@ def test_an_unknown_user_bounces_as_postfix_always_did(site: Site) -> None:
     """A recipient that does not exist gets Postfix's own 5.1.1, through milterapp-keep."""
     site.sendmail(message("hello"), ["nosuch@example.org"], user="bob")
     site.settle()
-    assert [one.dsn for one in site.fates() if one.to == "nosuch@example.org"] == ["5.1.1", "2.0.0"]
+    assert sorted(one.dsn for one in site.fates() if one.to == "nosuch@example.org") == ["2.0.0", "5.1.1"]
     (notice,) = site.inbox("bob")
     assert b'unknown user: "nosuch"' in notice
 
