@@ -59,7 +59,7 @@ def refusal(value: Untrusted, wanted: str) -> TaintError:
 
 
 class Untrusted:
-    """Text that came from a message. Lone surrogates become U+FFFD: it can always be encoded.
+    """Text that came from a message. Lone surrogates become `?`, so that it can always be encoded.
 
     What str has and is missing here would give the text away, or is not worth having.
     """
