@@ -14,7 +14,7 @@ from milterapp.mail.edits import header_changes
 from milterapp.mail.message import Mail
 from milterapp.rules.decision import Decision, Verdict
 
-__all__ = ["Call", "calls_for"]
+__all__ = ["Call", "calls_for", "removals"]
 
 _NAME = re.compile(r"[!-9;-~]{1,200}\Z")  # RFC 5322 section 3.6.8: printable ASCII but the colon
 # Printable ASCII, folded before blanks, never to a blank line. The group is not possessive: CPython 3.11.2 keeps what
@@ -55,6 +55,14 @@ def calls_for(
     if decision.verdict is Verdict.HOLD:
         calls.append(Call("quarantine", (_reason(decision.hold_reason),)))
     return tuple(calls)
+
+
+def removals(occurrences: Sequence[tuple[str, int]]) -> tuple[Call, ...]:
+    """Return what deletes header fields, from the last up, before anything else is changed. Raises ValueError."""
+    for name, _ in occurrences:
+        if not _NAME.match(name):
+            raise ValueError(f"header name {name[:40]!a} cannot be sent")
+    return tuple(Call("chgheader", (name, number, None)) for name, number in reversed(occurrences))
 
 
 def _header_calls(mail: Mail, decision: Decision, blank: str) -> Iterable[Call]:

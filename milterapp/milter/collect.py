@@ -33,7 +33,7 @@ class Collector:
         elif self.size > self._limits.header_bytes:
             self._stop(f"a header of more than {self._limits.header_bytes} bytes")
         else:
-            self._fields.append((name, value))
+            self._fields.append((name, value.replace(b"\n", b"\r\n")))
 
     def body(self, chunk: bytes) -> None:
         """Take the next piece of the body."""
@@ -50,6 +50,10 @@ class Collector:
         self._fields.clear()
         self._body.clear()
 
+    def leave_out(self, fields: frozenset[int]) -> None:
+        """Forget these fields, by their places from 0."""
+        self._fields = [one for place, one in enumerate(self._fields) if place not in fields]
+
     def header(self) -> Mail:
         """Return the message so far, its body unknown. Raises LimitHit."""
         if self.hit:
@@ -60,11 +64,6 @@ class Collector:
         """Return the whole message, and let go of the pieces. Raises LimitHit."""
         if self.hit:
             raise LimitHit(self.hit)
-        pieces: list[bytes] = []
-        for name, value in self._fields:
-            blank = b"" if value[:1] in (b" ", b"\t") else b" "
-            pieces.append(name + b":" + blank + value.replace(b"\n", b"\r\n") + b"\r\n")
-        pieces.append(b"\r\n")
-        pieces += self._body
+        body = b"".join(self._body)
         self._body.clear()
-        return Mail(b"".join(pieces), self._limits)
+        return Mail.from_fields(self._fields, self._limits, body)

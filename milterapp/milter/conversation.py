@@ -3,21 +3,22 @@
 Must never: import pymilter (session does), keep anything of one message for the next, refuse a recipient of a message
 that did not come over SMTP, or let an exception decide.
 
-`accept` and `discard` are said at DATA at the earliest, though they may be settled long before: DATA is the first step
-that knows the queue id, an ACCEPT before would end filtering for every recipient, and the message is not sent to us
-all the same.
+`discard` is said at DATA at the earliest, the first step that knows the queue id, and `accept` at the end of the
+header, though they may be settled long before: an ACCEPT at RCPT would end filtering for every recipient, and a header
+may hold what no message may bring along. The body is not sent to us all the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
-from milterapp.milter.apply import Call, calls_for
+from milterapp.milter.apply import Call, calls_for, removals
 from milterapp.milter.collect import Collector
+from milterapp.milter.entry import Trust, forbidden
 from milterapp.milter.event import Happening
 from milterapp.milter.plan import Plan, Step
 from milterapp.milter.reply import FAULT
@@ -50,19 +51,23 @@ class Said:
 
 CONTINUE = Said(Say.CONTINUE)
 _SKIP = Said(Say.SKIP)
-_GATES = frozenset({"data", "eoh", "eom"})
+_GATES = frozenset({"eoh", "eom"})
 _REFUSALS = {Verdict.REJECT: Say.REJECT, Verdict.DEFER: Say.DEFER}
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all connections of a worker share. on_error: accept or defer. delimiter: Postfix's recipient_delimiter."""
+    """What all connections of a worker share. on_error: accept or defer. delimiter: Postfix's recipient_delimiter.
+
+    trust: whose Authentication-Results stay.
+    """
 
     policy: Policy
     plan: Plan
     limits: Limits
     on_error: str = "defer"
     delimiter: str = "+"
+    trust: Trust = field(default_factory=Trust)
 
 
 class Conversation:
@@ -82,6 +87,7 @@ class Conversation:
         self._answers = answers
         self._blank = blank
         self._smtp = True
+        self._suspects: tuple[str, ...] = ()  # ids in whose name this client may not speak
         # What was found at connect or HELO outlives the message.
         self._lasting_fault = ""
         self._lasting: dict[Step, Said] = {}
@@ -101,7 +107,8 @@ class Conversation:
         self._fault = self._lasting_fault
         self._came_as: dict[str, str] = {}
         self._collected = Collector(self.context.limits)
-        self._mail: Mail | None = None
+        self._mail: Mail | None = None  # as the rules see it: without what it may not bring along
+        self._entry: tuple[Call, ...] = ()  # what takes that away
         self._refused = False
 
     # -- the steps -----------------------------------------------------------------------------------------------------
@@ -109,6 +116,7 @@ class Conversation:
     def connect(self, client_name: str, client: str, *, local: bool, smtp: bool) -> Said:
         """Begin. client: IP address, "" where local. smtp: False where no recipient can be refused (cleanup(8))."""
         self.client, self.client_name, self._smtp = client, client_name, smtp
+        self._suspects = self.context.trust.suspects(client)
         return self._hear("connect", self.site.connect(client, client_name, local))
 
     def helo(self, name: str, *, unheard: bool = False) -> Said:
@@ -155,9 +163,11 @@ class Conversation:
             return self._say("data", self._pending)
         if self._unsettled or "data" not in self._answers:
             return CONTINUE
-        if self._waits and not _nobody_left(self.site.decision()):
-            return CONTINUE
-        return self._conclude("data")
+        decision = self.site.decision()
+        # What goes through shows its header first, for what it may not bring along.
+        if decision.verdict is Verdict.DISCARD or _nobody_left(decision) or decision.could_not_tell:
+            return self._conclude("data")
+        return CONTINUE
 
     def field(self, name: bytes, value: bytes) -> None:
         """Take one header field. It is never answered."""
@@ -179,9 +189,18 @@ class Conversation:
 
     def _join(self) -> None:
         """Have the rules look at the header, which also makes one decision of those for single recipients."""
-        self._mail = self._collected.header()
-        answer = self.site.headers(self._mail)
-        self._settled, self._waits = answer.settled, answer.pending
+        answer = self.site.headers(self._read_header())
+        self._settled, self._waits = answer.settled, answer.pending or bool(self._entry)
+
+    def _read_header(self) -> Mail:
+        mail = self._collected.header()
+        entry = forbidden(mail, self._suspects)
+        if entry.fields:
+            self._entry = removals(entry.occurrences)
+            self._collected.leave_out(entry.fields)
+            mail = self._collected.header()
+        self._mail = mail
+        return mail
 
     def body(self, chunk: bytes) -> Said:
         """Take a piece of the body; SKIP where no more of it is of interest."""
@@ -235,7 +254,7 @@ class Conversation:
             return self._close(decision, Said(_REFUSALS[decision.verdict], decision.reply))
         if decision.verdict is Verdict.DISCARD or _nobody_left(decision):
             return self._close(decision, Said(Say.DISCARD))
-        calls = calls_for(decision, self._mail, self._came_as, blank=self._blank)
+        calls = self._entry + calls_for(decision, self._mail, self._came_as, blank=self._blank)
         return self._close(decision, Said(Say.ACCEPT, calls=calls))
 
     def _say(self, step: Step, said: Said) -> Said:
@@ -295,13 +314,19 @@ class Conversation:
             self._lasting_fault = self._fault
 
     def _fail(self, step: Step) -> Said:
-        """Say what on_error says, at the first step that can: `defer` at once, `accept` once the queue id is known."""
+        """Say what on_error says, at the first step that can: `defer` at once, `accept` once the header is known."""
         if self._final is not None:
             return self._final if self._can(step) else CONTINUE
         if not self._can(step):
             return CONTINUE
         if self.context.on_error == "accept":
-            return self._close(Decision(), Said(Say.ACCEPT), self._fault) if step in _GATES else CONTINUE
+            if step not in _GATES:
+                return CONTINUE
+            if self._mail is None and not self._collected.hit:
+                self._read_header()
+            if self._entry and step != "eom":
+                return CONTINUE
+            return self._close(Decision(), Said(Say.ACCEPT, calls=self._entry), self._fault)
         said = Said(Say.DEFER, FAULT)
         if step == "rcpt":
             self._refused = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from milterapp.mail.envelope import Stage
-from milterapp.rules.actions import PrefixSubject, RemoveHeader, SetHeader
 from milterapp.rules.policy import Policy
 
 __all__ = ["MACROS", "Plan", "Step", "plan_for"]
@@ -27,7 +26,6 @@ MACROS: dict[Step, str] = {
     "eom": "i",
 }
 
-_EDITS = (PrefixSubject, RemoveHeader, SetHeader)  # what is changed must be known; what is added need not
 # By step, the stages whose rules may have an answer there. What is known at connect is said at HELO: at connect Postfix
 # would greet with "554 not accepting connections" in place of the rule's reply. A client need not say HELO.
 _ANSWERS: dict[Step, frozenset[Stage]] = {
@@ -43,27 +41,26 @@ _ANSWERS: dict[Step, frozenset[Stage]] = {
 class Plan:
     """steps: what is wanted; answers: the steps of these at which rules may have an answer, the others go unanswered.
 
-    body: some rule reads the body. headers: some rule reads or edits the header. observers: rules that only observe.
+    body: some rule reads the body. observers: rules that only observe.
     """
 
     steps: frozenset[Step]
     answers: frozenset[Step]
-    headers: bool
     body: bool
     observers: frozenset[str] = frozenset()
 
 
 def plan_for(policy: Policy) -> Plan:
-    """Return what a policy needs. Client, HELO, sender and recipients are always wanted, for the log."""
+    """Return what a policy needs.
+
+    Client, HELO, sender and recipients are always wanted, for the log, and the header, for what it may not hold.
+    """
     known = policy.stages | {rule.stage for rule in policy.rules}  # a rule without conditions is known at connect
-    headers = policy.reads_headers or any(type(one) in _EDITS for rule in policy.rules for one in rule.actions)
     answers = {step for step, stages in _ANSWERS.items() if stages & known}
-    steps = {"connect", "helo", "mail", "rcpt", *answers}
-    if headers:
-        steps |= {"header", "eoh"}
-        answers.add("eoh")
+    answers.add("eoh")
+    steps = {"connect", "helo", "mail", "rcpt", "header", *answers}
     if policy.reads_body:
         steps.add("body")
         answers.add("body")
     observers = frozenset(rule.name for rule in policy.rules if rule.observe)
-    return Plan(frozenset(steps), frozenset(answers), headers, policy.reads_body, observers)
+    return Plan(frozenset(steps), frozenset(answers), policy.reads_body, observers)

@@ -16,6 +16,7 @@ from milterapp.rules.problem import Place, Problem
 
 __all__ = ["read_site_rules"]
 
+_CAN: frozenset[str] = frozenset()  # of milterapp.rules.reading.CAN, what apply.py carries out
 _MOST = 4 * 1024 * 1024  # bytes of the rules, and of each list
 
 
@@ -35,7 +36,7 @@ def read_site_rules(
         source = _read(path)
     except OSError as error:
         return None, (Problem(Place(path), f"cannot be used: {error.strerror or error}"),)
-    policy, problems = load(source, path, site=True, read_list=read_list)
+    policy, problems = load(source, path, site=True, read_list=read_list, can=_CAN)
     if policy is None:
         return None, tuple(problems)
     failed = run_tests(policy, delimiter=delimiter, limits=limits)

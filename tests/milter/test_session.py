@@ -83,9 +83,9 @@ def subject(text: str) -> dict[str, Any]:
             {},
             b"x",
             {"sender": b"<friend@example.net>", **subject("an offer")},
-            ("data", "a", ""),
+            ("eoh", "a", ""),
             {"verdict": "accept", "stage": "mail", "queue_id": "4cXyZ01", "sender": "<friend@example.net>"},
-            id="accepted by its envelope, and the message is not sent",
+            id="accepted by its envelope, and the body is not sent",
         ),
         pytest.param(
             {},
@@ -199,6 +199,36 @@ def test_edits(serve: Serve, steps: int, blank: bytes) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "sender", [b"<a@example.net>", b"<friend@example.net>"], ids=["by the rules", "accepted early"]
+)
+def test_entry(serve: Serve, sender: bytes) -> None:
+    """Fields of ours are taken away before anything else, and no rule sees them; the body is skipped all the same."""
+    rules = RULES + "  - name: ours\n    if: {header: {X-Milterapp-Score: {exists: true}}}\n    then: discard\n"
+    peer = connected(serve(rules))
+    fields = [
+        (b"X-Milterapp-Score", b"1"),
+        (b"Subject", b"invoice"),
+        (b"X-MILTERAPP-Score", b"2"),
+        (b"X-Tracking", b"3"),
+    ]
+    outcome = peer.message(fields=fields, sender=sender)
+    assert (outcome.at, outcome.code) == ("eom", "a")
+    assert [data.lower() for _, data in outcome.edits][:2] == [
+        struct.pack("!I", 2) + b"x-milterapp-score\0\0",
+        struct.pack("!I", 1) + b"x-milterapp-score\0\0",
+    ]
+    assert len(outcome.edits) == (2 if b"friend" in sender else 5)
+
+
+def test_entry_of_what_could_not_be_decided(serve: Serve) -> None:
+    """What is accepted because it could not be decided is cleaned all the same."""
+    peer = connected(serve(RULES, milter={"on_error": "accept"}))
+    outcome = peer.message(fields=[(b"X-Milterapp-Score", b"1"), (b"Subj\xff", b"x")])
+    assert (outcome.at, outcome.code) == ("eom", "a")
+    assert outcome.edits == [("m", struct.pack("!I", 1) + b"X-Milterapp-Score\0\0")]
+
+
 def test_hold(serve: Serve) -> None:
     """Hold is the quarantine, with the rule as its reason; the body is sent only as far as a rule wants it."""
     peer = serve(RULES).peer()
@@ -213,10 +243,10 @@ class TestNegotiation:
     @pytest.mark.parametrize(
         ("rule", "wanted", "answered"),
         [
-            ("client: 192.0.2.66", "CHMRT", "HMT"),
-            ("helo: x", "CHMRT", "HMT"),
-            ("sender: a@b.example", "CHMRT", "MT"),
-            ("recipient: a@b.example", "CHMRT", "RT"),
+            ("client: 192.0.2.66", "CHMRTLN", "HMTN"),
+            ("helo: x", "CHMRTLN", "HMTN"),
+            ("sender: a@b.example", "CHMRTLN", "MTN"),
+            ("recipient: a@b.example", "CHMRTLN", "RTN"),
             ("subject: x", "CHMRLN", "N"),
             ("body: x", "CHMRBLN", "BN"),
             ("{sender: a@b.example, body: x}", "CHMRTBLN", "MTBN"),
