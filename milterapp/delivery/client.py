@@ -123,7 +123,8 @@ def deliver(arguments: list[bytes], source: int = 0) -> tuple[int, bytes]:
     path = SOCKET.encode()
     if len(arguments) == len(TAGS) + 1 and arguments[0].startswith(b"--socket="):
         path = arguments.pop(0)[9:]
-    if len(arguments) != len(TAGS) or arguments[0].startswith(b"--socket=/"):  # then an argument after it was lost
+    # The option and four more: one after it was lost. A sender that looks like the option holds an `@`.
+    if len(arguments) != len(TAGS) or (arguments[0].startswith(b"--socket=/") and b"@" not in arguments[0]):
         raise ValueError(f"{len(arguments)} arguments, expected {len(TAGS)}: see argv= in master.cf")
     message = receive(source)
     finished(parent)
