@@ -44,7 +44,10 @@ def decide_case(policy: Policy, case: Case, *, delimiter: str = "+", limits: Lim
         recipients=case.recipient,
         original_recipient=case.original,
     )
+    assumed = (("rate", case.rate), ("duplicate", case.duplicate), ("command", case.command))
     if policy.site:
-        return drive(policy, mail, envelope, now=case.now, delimiter=delimiter)
+        return drive(policy, mail, envelope, now=case.now, delimiter=delimiter, assumed=assumed)
     recipient = case.recipient[0] if case.recipient else ""
-    return decide(policy, Facts(Stage.BODY, envelope, recipient, mail, case.now, delimiter))
+    tags = frozenset(one.lower() for one in case.tag)
+    facts = Facts(Stage.BODY, envelope, recipient, mail, case.now, delimiter, case.score, tags, assumed)
+    return decide(policy, facts)

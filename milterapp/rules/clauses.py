@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from milterapp.mail.envelope import Stage
+from milterapp.rules.action import Action
 from milterapp.rules.conditions import Direct, Sought
+from milterapp.rules.conditions_marks import Asked
 from milterapp.rules.operators import In, Regex
 from milterapp.rules.placeholders import VALUES, Value
 from milterapp.rules.problem import Place
@@ -40,11 +42,15 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """The values that the rule's actions use are there. targets: those to send to, which a list of the rule holds."""
+    """What the rule's actions need is there: values, and what they look at, from a stage on.
+
+    targets: the values to send to, which a list of the rule holds. actions: those that look at the message.
+    """
 
     values: tuple[Value, ...]
     targets: frozenset[Value]
     place: Place
+    actions: tuple[Action, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +133,17 @@ def own_lists(clause: Clause) -> tuple[In, ...]:
 
 
 def ordered(parts: tuple[Clause, ...]) -> tuple[Clause, ...]:
-    """Return parts in the order in which they are asked: what needs the body decoded after what does not."""
+    """Return parts in the order in which they are asked: what costs decoding, and last what the edge is asked for."""
     return tuple(sorted(parts, key=_cost))
 
 
 def _cost(clause: Clause) -> int:
     if isinstance(clause, Present):
         return 2
-    return any(isinstance(leaf.condition, Sought) and leaf.condition.late for leaf in leaves(clause))
+    found = [leaf.condition for leaf in leaves(clause)]
+    if any(isinstance(one, Asked) for one in found):
+        return 3
+    return any(isinstance(one, Sought) and one.late for one in found)
 
 
 def stage_of(clause: Clause) -> Stage:
@@ -142,7 +151,8 @@ def stage_of(clause: Clause) -> Stage:
     if isinstance(clause, Leaf):
         return clause.condition.stage
     if isinstance(clause, Present):
-        return max((VALUES[value.word].stage for value in clause.values), default=Stage.CONNECT)
+        stages = [VALUES[value.word].stage for value in clause.values] + [one.stage() for one in clause.actions]
+        return max(stages, default=Stage.CONNECT)
     if isinstance(clause, NotOf):
         return stage_of(clause.part)
     return max(map(stage_of, clause.parts), default=Stage.CONNECT)

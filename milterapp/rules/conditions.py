@@ -23,13 +23,14 @@ Read = Mapping[str, tuple[str, Any]]
 class Condition:
     """What every condition has. word: its key in a rule; stage: from when on it is known.
 
-    site, personal: where it may stand.
+    site, personal: where it may stand. one_recipient: it tells one envelope recipient from another.
     """
 
     word: ClassVar[str]
     stage: ClassVar[Stage]
     site: ClassVar[bool] = True
     personal: ClassVar[bool] = True
+    one_recipient: ClassVar[bool] = False
 
     def say(self) -> str:
         """Return the condition as a trace shows it."""
@@ -59,6 +60,7 @@ class Sought(Condition):
     parts: ClassVar[Read] = {"": ("text", lambda value, _: (value,))}
     every: ClassVar[bool] = False
     late: ClassVar[bool] = False  # costs decoding the body: looked at only where nothing else has settled the rule
+    begins: ClassVar[Stage | None] = None  # where before its stage some occurrences, but not all, may be there
 
     test: Test
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from milterapp.mail.attachments import extensions
 from milterapp.mail.envelope import Stage
+from milterapp.mail.limits import LimitHit
 from milterapp.rules.conditions import AddressField, Direct, Read, Sought
 from milterapp.rules.facts import Facts
 from milterapp.rules.operators import TestNumber
@@ -125,7 +127,22 @@ class MessageId(Sought):
     def read(self, facts: Facts) -> Sequence[Any]:
         """Return it, if there is one."""
         found = facts.message.message_id
-        return () if found is None else (found.strip().removeprefix("<").removesuffix(">"),)
+        return () if found is None else (_bare(found.strip()),)
+
+
+class References(Sought):
+    """The Message-IDs in References and In-Reply-To, each without its angle brackets."""
+
+    word = "references"
+    stage = Stage.HEADERS
+
+    def read(self, facts: Facts) -> Sequence[Any]:
+        """Return them."""
+        return tuple(map(_bare, facts.message.references))
+
+
+def _bare(message_id: str) -> str:
+    return message_id.removeprefix("<").removesuffix(">")
 
 
 Kinds = Literal["list", "bulk", "bounce", "auto-reply", "encrypted", "signed"]
@@ -163,10 +180,11 @@ class Malformed(Sought):
 
     word = "malformed"
     stage = Stage.BODY
+    begins = Stage.HEADERS
 
     def read(self, facts: Facts) -> Sequence[Any]:
-        """Return the reasons."""
-        return facts.message.malformed
+        """Return the reasons; while the body is not known, those of the header."""
+        return facts.message.malformed if facts.stage >= Stage.BODY else facts.message.header_faults
 
 
 class Body(Sought):
@@ -201,20 +219,64 @@ class Html(Sought):
         return f"{len(occurrence)} characters of HTML"
 
 
+class Raw(Sought):
+    """The whole message as it came, header and body, nothing decoded; lines end in LF. What is not UTF-8 reads as the
+    replacement character.
+    """
+
+    word = "raw"
+    stage = Stage.BODY
+    late = True
+
+    def read(self, facts: Facts) -> Sequence[Any]:
+        """Return the message; raises LimitHit where it is more than may be decoded."""
+        mail = facts.message
+        if mail.size > mail.limits.decoded_bytes:
+            raise LimitHit(f"a message of more than {mail.limits.decoded_bytes} bytes")
+        return (mail.raw.replace(b"\r\n", b"\n").decode("utf-8", "replace"),)
+
+    def show(self, occurrence: Any) -> str:
+        """Return how long it is."""
+        return f"{len(occurrence)} characters"
+
+
+class Url(Sought):
+    """The hosts that links lead to, in the text and in the HTML: `url: .example.org` is that domain and all below it.
+    An address in a link to a picture counts too.
+    """
+
+    word = "url"
+    stage = Stage.BODY
+    late = True
+    parts: ClassVar[Read] = {"": ("domain", lambda value, _: (value,))}
+
+    def read(self, facts: Facts) -> Sequence[Any]:
+        """Return the hosts."""
+        return facts.message.url_hosts
+
+
+def _all_names(one: Any) -> tuple[str, ...]:
+    """Return an attachment's names and those of what is in it, a path as it stands and its last part."""
+    paths = one.member_names
+    last = (path.replace("\\", "/").rstrip("/").rpartition("/")[2] for path in paths)
+    return tuple(dict.fromkeys((*one.names, *paths, *last)))
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment(Sought):
     """An attachment, by its `name`, its `type` (such as `application/pdf`), its decoded `size` and the `extension` of
     its name (without the dot); what stands below one `attachment` holds for the same one. Where a message gives an
-    attachment two names, either counts. `attachment: {exists: yes}` is any, `count` how many.
+    attachment two names, either counts, and for an archive so does the name of every file in it. `attachment: {exists:
+    yes}` is any, `count` how many.
     """
 
     word = "attachment"
     stage = Stage.BODY
     late = True
     parts: ClassVar[Read] = {
-        "name": ("text", lambda one, _: one.names),
+        "name": ("text", lambda one, _: _all_names(one)),
         "type": ("text", lambda one, _: (one.type,)),
-        "extension": ("text", lambda one, _: one.extensions),
+        "extension": ("text", lambda one, _: extensions(_all_names(one))),
     }
 
     size: TestNumber | None = None
@@ -245,20 +307,36 @@ class Size(Direct):
 
     word = "size"
     stage = Stage.BODY
+    unit: ClassVar[str] = "bytes"
 
     test: TestNumber
 
+    def number(self, facts: Facts) -> int:
+        """Return the number that is tested; raises LimitHit."""
+        return facts.message.size
+
     def holds(self, facts: Facts) -> bool | None:
-        """Return whether the size passes."""
-        return self.test.holds(facts.message.size)
+        """Return whether the number passes."""
+        return self.test.holds(self.number(facts))
 
     def say(self) -> str:
         """Return the condition as a trace shows it."""
         return f"{self.word} {self.test.say()}"
 
     def saw(self, facts: Facts) -> str:
-        """Return the size."""
-        return f"{facts.message.size} bytes"
+        """Return the number."""
+        return f"{self.number(facts)} {self.unit}"
+
+
+class Parts(Size):
+    """How many parts the message has: itself, and every MIME part in it at any depth. A plain letter has one."""
+
+    word = "parts"
+    unit = "parts"
+
+    def number(self, facts: Facts) -> int:
+        """Return how many there are."""
+        return len(facts.message.parts)
 
 
 MESSAGE_CONDITIONS = (
@@ -272,10 +350,14 @@ MESSAGE_CONDITIONS = (
     Subject,
     ListId,
     MessageId,
+    References,
     Kind,
     Malformed,
     Body,
     Html,
+    Raw,
+    Url,
     Attachment,
     Size,
+    Parts,
 )

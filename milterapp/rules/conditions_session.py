@@ -158,6 +158,7 @@ class Recipient(AddressField):
 
     word = "recipient"
     stage = Stage.RCPT
+    one_recipient = True
 
     def read(self, facts: Facts) -> Sequence[Any]:
         """Return the recipient decided for, and what it was before aliases."""

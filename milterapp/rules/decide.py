@@ -6,14 +6,16 @@ Must never: give a verdict that an undecided earlier rule could still change.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import overload
 
 from milterapp.mail.envelope import Stage
-from milterapp.rules.actions import Outcome
+from milterapp.rules.action import Given, Outcome
 from milterapp.rules.decision import Decision, Keep, Verdict
-from milterapp.rules.evaluate import Evaluation, Unknown
+from milterapp.rules.evaluate import Evaluation
 from milterapp.rules.explain import trace_of
 from milterapp.rules.facts import Facts
 from milterapp.rules.policy import Policy, Rule
+from milterapp.rules.truth import Answers, Marks, Need, Unknown, Wanted
 
 __all__ = ["decide", "decide_from"]
 
@@ -21,28 +23,53 @@ __all__ = ["decide", "decide_from"]
 FINAL = (Verdict.REJECT, Verdict.DEFER, Verdict.DISCARD)
 
 
-def decide(policy: Policy, facts: Facts) -> Decision:
+@overload
+def decide(policy: Policy, facts: Facts) -> Decision: ...
+
+
+@overload
+def decide(policy: Policy, facts: Facts, answers: Answers) -> Decision | Need: ...
+
+
+def decide(policy: Policy, facts: Facts, answers: Answers | None = None) -> Decision | Need:
     """Decide for one message, or one recipient of it, with what is known by now.
 
     Rules run in their order. A rule that is not yet known, or could not be told, leaves open what follows it, but for a
     refusal that it could not change. `settled` is False where a later stage may still say something; `could_not_tell`
     is set where nothing will. A personal policy is decided at Stage.BODY; its decision has the implicit keep.
+    answers: what the edge has found out by now. A fact that is not among them is a Need, returned: answer it, and
+    decide again with it. Without answers nobody is asked, and what the facts assume is taken.
     """
-    return decide_from(policy, Evaluation(policy.index, facts))
+    try:
+        return decide_from(policy, Evaluation(policy.index, facts, answers=answers))
+    except Wanted as wanted:
+        return wanted.need
 
 
 def decide_from(policy: Policy, evaluation: Evaluation) -> Decision:
-    """Decide with an evaluation that may have readings of an earlier stage."""
-    outcome = Outcome()
+    """Decide with an evaluation that may have readings of an earlier stage. Raises Wanted for what it must ask."""
+    evaluation.asking = evaluation.answers is not None
+    try:
+        return _decide(policy, evaluation)
+    finally:
+        evaluation.asking = False  # whoever reads the trace asks nobody
+
+
+def _decide(policy: Policy, evaluation: Evaluation) -> Decision:
+    facts = evaluation.facts
+    outcome = Outcome(score=facts.score, tags=facts.tags)
     matched: list[int] = []
     open_, open_ending = _Open(), _Open()
     skip = [False]
     last: int | None = None
     watching = False
+    unmarked: Unknown | None = None
     for at in evaluation.candidates(skip):
         rule = policy.rules[at]
-        if open_ and not rule.ends:
+        if open_ and not rule.counts:
             continue
+        if at in evaluation.index.marked:
+            evaluation.marked[at] = Marks(outcome.score, outcome.tags, unmarked)
         truth = evaluation.rule(at)
         if truth is False:
             continue
@@ -52,6 +79,8 @@ def decide_from(policy: Policy, evaluation: Evaluation) -> Decision:
                 continue
             open_.add(at, truth)
             skip[0] = True
+            if rule.marks:
+                unmarked = truth if unmarked is None or not unmarked.later else unmarked
             if rule.ends:
                 open_ending.add(at, truth)
                 last = at
@@ -64,6 +93,7 @@ def decide_from(policy: Policy, evaluation: Evaluation) -> Decision:
         if outcome.ended:
             last = at
             break
+    evaluation.asking = False  # what is not reached, nobody is asked about
     if watching and not open_ and outcome.verdict not in FINAL:
         # A rule that only observes changes nothing, but its line in the log needs what it reads.
         return Decision(settled=False, rules=trace_of(evaluation, last), matched=_names(policy, matched))
@@ -91,8 +121,10 @@ class _Open:
 
 
 def _apply(rule: Rule, at: int, evaluation: Evaluation, outcome: Outcome) -> None:
+    given = Given(rule.name, lambda value: evaluation.value(at, value), evaluation.facts)
+    outcome.flags = ()
     for action in rule.actions:
-        action.apply(outcome, rule.name, lambda value: evaluation.value(at, value))
+        action.apply(outcome, given)
 
 
 def _decision(
@@ -115,12 +147,18 @@ def _decision(
     deliveries = tuple(outcome.deliveries)
     if not policy.site and outcome.verdict is Verdict.NONE and not any(_whole(one) for one in deliveries):
         deliveries = (*deliveries, Keep(implicit=True))
+    dropped = outcome.verdict in FINAL and not deliveries
     return Decision(
         verdict=outcome.verdict,
         reply=outcome.reply,
         stage=None if outcome.verdict is Verdict.NONE else evaluation.facts.stage,
         rules=trace,
-        edits=() if outcome.verdict in FINAL and not deliveries else tuple(outcome.edits),
+        edits=() if dropped else tuple(outcome.edits),
+        filters=() if dropped else tuple(outcome.filters),
+        envelope=() if dropped else tuple(outcome.envelope),
+        score=round(outcome.score, 6),
+        tags=tuple(sorted(outcome.tags)),
+        log=tuple(outcome.log),
         deliveries=deliveries,
         hold_reason=outcome.hold_reason,
         matched=names,

@@ -15,15 +15,23 @@ from milterapp.mail.envelope import Stage
 from milterapp.rules.problem import Place, Problem
 
 __all__ = [
+    "AddRecipient",
     "Decision",
     "Delivery",
+    "EnvelopeEdit",
     "Explanation",
     "File",
+    "Filter",
     "Forward",
     "Keep",
+    "Pipe",
     "RecipientDecision",
+    "RemoveRecipient",
     "Reply",
     "SendReply",
+    "SetSender",
+    "Transport",
+    "Vacation",
     "Verdict",
 ]
 
@@ -64,14 +72,19 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """File into a folder: its levels from the top, each one harmless path component (mail.values.Mailbox)."""
+    """File into a folder: its levels from the top, each one harmless path component (mail.values.Mailbox).
+
+    flags: IMAP's words for it, any of seen, flagged, answered.
+    """
 
     folder: tuple[str, ...]
     copy: bool = False
+    flags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""
-        return {"action": "file", "folder": "/".join(self.folder), "copy": self.copy}
+        found = {"action": "file", "folder": "/".join(self.folder), "copy": self.copy}
+        return found | {"flags": list(self.flags)} if self.flags else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +116,109 @@ class SendReply:
         return {"action": "reply", "text": self.text, "subject": self.subject, "refused": self.refused or None}
 
 
-Delivery = Keep | File | Forward | SendReply
+@dataclass(frozen=True, slots=True)
+class Vacation:
+    """Tell the envelope sender that the recipient is away (RFC 5230), at most once in `days` for a sender and handle.
+
+    from_: address to answer as, "" for the recipient's; addresses: other ones of the recipient. refused: as SendReply.
+    """
+
+    text: str
+    subject: str = ""
+    days: int = 7
+    from_: str = ""
+    addresses: tuple[str, ...] = ()
+    handle: str = ""
+    rule: str = ""
+    refused: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the delivery as `--json` prints it."""
+        return {
+            "action": "vacation",
+            "text": self.text,
+            "subject": self.subject,
+            "days": self.days,
+            "from": self.from_ or None,
+            "addresses": list(self.addresses),
+            "handle": self.handle,
+            "refused": self.refused or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    """Give the message to a program of the site's, by its name there, with these arguments; never through a shell."""
+
+    program: str
+    arguments: tuple[str, ...] = ()
+    copy: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the delivery as `--json` prints it."""
+        return {"action": "pipe", "program": self.program, "arguments": list(self.arguments), "copy": self.copy}
+
+
+Delivery = Keep | File | Forward | SendReply | Vacation | Pipe
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Give the message, edited, to a program of the site's and go on with what it writes; in the order of the rules."""
+
+    program: str
+    arguments: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the filter as `--json` prints it, among the edits."""
+        return {"action": "filter", "program": self.program, "arguments": list(self.arguments)}
+
+
+@dataclass(frozen=True, slots=True)
+class SetSender:
+    """Give the message another envelope sender, without angle brackets, `<>` for the null sender."""
+
+    sender: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the change as `--json` prints it, among the edits."""
+        return {"action": "set_sender", "sender": self.sender}
+
+
+@dataclass(frozen=True, slots=True)
+class AddRecipient:
+    """Add an envelope recipient."""
+
+    address: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the change as `--json` prints it, among the edits."""
+        return {"action": "add_recipient", "address": self.address}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRecipient:
+    """Take an address off the envelope recipients, where it is one."""
+
+    address: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the change as `--json` prints it, among the edits."""
+        return {"action": "remove_recipient", "address": self.address}
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """Have Postfix deliver by `transport:nexthop`, as FILTER in header_checks(5)."""
+
+    to: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the change as `--json` prints it, among the edits."""
+        return {"action": "transport", "to": self.to}
+
+
+EnvelopeEdit = SetSender | AddRecipient | RemoveRecipient | Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +273,8 @@ class Decision:
     settled: nothing a later stage brings can change the verdict; while False, a site decision is a "so far".
     hold_reason: the text for Postfix's quarantine, with Verdict.HOLD.
     could_not_tell: why a limit or a failed lookup left the decision open, "" where it did not; `on_error` answers it.
+    filters: programs that the edited message goes through, in order. envelope: changes of it, in order (site).
+    score, tags, log: what the actions of these names left.
     matched: names of the rules that hold, those that only observe included, in their order.
     rules: a line of the trace for each rule, made when it is first read.
     """
@@ -174,6 +291,16 @@ class Decision:
     hold_reason: str = ""
     could_not_tell: str = ""
     matched: tuple[str, ...] = ()
+    filters: tuple[Filter, ...] = ()
+    envelope: tuple[EnvelopeEdit, ...] = ()
+    score: float = 0.0
+    tags: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> tuple[Edit | Filter | EnvelopeEdit, ...]:
+        """Everything that becomes of the message and its envelope, as `edits` of `--json` has it."""
+        return (*self.edits, *self.filters, *self.envelope)
 
     def with_recipients(self, recipients: tuple[RecipientDecision, ...]) -> Decision:
         """Return this decision with what became of each recipient."""
@@ -181,14 +308,18 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         """Return the one object that `milterapp test --json` prints (milterapp(1))."""
-        return {
-            "verdict": self.verdict.value,
-            "reply": None if self.reply is None else reply_json(self.reply),
-            "stage": None if self.stage is None else self.stage.word,
-            "recipients": [one.to_json() for one in self.recipients],
-            "rules": [one.to_json() for one in self.rules],
-            "edits": [one.to_json() for one in self.edits],
-            "deliveries": [one.to_json() for one in self.deliveries],
-            "problems": [str(one) for one in self.problems],
-            "could_not_tell": self.could_not_tell or None,
-        }
+        return (
+            {
+                "verdict": self.verdict.value,
+                "reply": None if self.reply is None else reply_json(self.reply),
+                "stage": None if self.stage is None else self.stage.word,
+                "recipients": [one.to_json() for one in self.recipients],
+                "rules": [one.to_json() for one in self.rules],
+                "edits": [one.to_json() for one in self.changes],
+                "deliveries": [one.to_json() for one in self.deliveries],
+                "problems": [str(one) for one in self.problems],
+                "could_not_tell": self.could_not_tell or None,
+            }
+            | {name: list(found) for name, found in (("tags", self.tags), ("log", self.log)) if found}
+            | ({"score": self.score} if self.score else {})
+        )

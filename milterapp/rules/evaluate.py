@@ -7,30 +7,21 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from milterapp.mail.envelope import Stage
 from milterapp.mail.limits import LimitHit
 from milterapp.rules.conditions import Direct, Sought
+from milterapp.rules.conditions_marks import Asked, Marked
 from milterapp.rules.facts import Facts
 from milterapp.rules.folding import address_forms, plain
 from milterapp.rules.index import ALL, ANY, LEAF, NOT, FieldIndex, Index, LeafIndex, PresentIndex, Source, Tree
 from milterapp.rules.patterns import compiled
 from milterapp.rules.placeholders import Value, read_value
+from milterapp.rules.truth import Answers, Failed, Marks, Truth, Unknown, Wanted
 
 __all__ = ["Evaluation", "Truth", "Unknown"]
 
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """Neither true nor false. later: a later stage will tell; otherwise it could not be told, and why."""
-
-    reason: str
-    later: bool = True
-
-
-Truth = bool | Unknown
 
 NEEDS = {stage: Unknown(f"not yet known: needs {stage.word}") for stage in Stage}
 
@@ -42,11 +33,19 @@ class Evaluation:
     """What the rules of one index are for one set of facts.
 
     before: an evaluation of the same session at an earlier stage, whose readings of fields are taken over.
+    answers: what the edge has answered by now; None: take what the facts assume, and ask nobody.
     """
 
-    def __init__(self, index: Index, facts: Facts, before: Evaluation | None = None) -> None:
+    def __init__(
+        self, index: Index, facts: Facts, before: Evaluation | None = None, answers: Answers | None = None
+    ) -> None:
         self.index = index
         self.facts = facts
+        self.answers = answers
+        self.asking = False
+        # For each rule on marks, those that were there where it stands; and the rule that is looked at.
+        self.marked: dict[int, Marks] = {}
+        self._at = 0
         self._fields: dict[int, tuple[Seen, ...] | Unknown] = {}
         self._leaves: dict[int, Truth] = {}
         self._values: dict[tuple[int, Value], str | None] = {}
@@ -57,11 +56,11 @@ class Evaluation:
 
     # Which rules to look at
 
-    def candidates(self, ending_only: Sequence[bool]) -> Iterator[int]:
+    def candidates(self, counting_only: Sequence[bool]) -> Iterator[int]:
         """Yield, in order, every rule that is not surely false.
 
-        ending_only: one flag, read anew for each rule; once it is set, rules whose guard is not yet known and that do
-        not end the rules are left out, since they change nothing any more.
+        counting_only: one flag, read anew for each rule; once it is set, rules whose guard is not yet known and that
+        neither end the rules nor mark the message are left out, since they change nothing any more.
         """
         heap: list[tuple[int, int, Any]] = list(self.index.sources)
         last = -1
@@ -76,7 +75,7 @@ class Evaluation:
                     yield at
                 opened = source
             following = next(opened, None)
-            while following is not None and ending_only[0] and not rules[following].ends:
+            while following is not None and counting_only[0] and not rules[following].counts:
                 following = next(opened, None)
             if following is None:
                 heapq.heappop(heap)
@@ -127,27 +126,62 @@ class Evaluation:
         facts = self.facts
         if one.condition.stage > facts.stage:
             return NEEDS[one.condition.stage]
-        delimiter = facts.delimiter
         try:
-            return tuple(
-                (
-                    occurrence,
-                    {
-                        part: [matcher.match(value, delimiter) for value in values(occurrence, facts)]
-                        for part, values, matcher in one.parts
-                    },
-                )
-                for occurrence in one.condition.read(facts)
-            )
+            return self._occurrences(one)
         except LimitHit as limit:
             return Unknown(f"could not tell: {limit}", later=False)
+
+    def _occurrences(self, one: FieldIndex) -> tuple[Seen, ...]:
+        facts, delimiter = self.facts, self.facts.delimiter
+        return tuple(
+            (
+                occurrence,
+                {
+                    part: [matcher.match(value, delimiter) for value in values(occurrence, facts)]
+                    for part, values, matcher in one.parts
+                },
+            )
+            for occurrence in one.condition.read(facts)
+        )
 
     def leaf(self, number: int) -> Truth:
         """Return whether a condition holds."""
         known = self._leaves.get(number)
         if known is None:
+            condition = self.index.leaves[number].condition
+            if isinstance(condition, Marked):
+                return condition.standing(self.marks)
+            if isinstance(condition, Asked):
+                return self._answered(condition)
             known = self._leaves[number] = self._holds(self.index.leaves[number])
         return known
+
+    @property
+    def marks(self) -> Marks:
+        """What the rules before the one that is looked at marked the message with."""
+        return self.marked.get(self._at) or Marks(self.facts.score, self.facts.tags)
+
+    def _answered(self, condition: Asked) -> Truth:
+        """Return whether a condition on an answer holds. Raises Wanted, where it may ask, for one that is not there."""
+        if condition.stage > self.facts.stage:
+            return NEEDS[condition.stage]
+        try:
+            need = condition.need(self.facts, self.index.rules[self._at].name)
+        except LimitHit as limit:
+            return Unknown(f"could not tell: {limit}", later=False)
+        if need is None:
+            return False
+        if self.answers is None:
+            answer = dict(self.facts.assumed).get(condition.kind, condition.assumed)
+        elif need in self.answers:
+            answer = self.answers[need]
+        elif self.asking:
+            raise Wanted(need)
+        else:
+            return Unknown("not asked", later=False)
+        if isinstance(answer, Failed):
+            return Unknown(f"could not tell: {answer.reason}", later=False)
+        return condition.met(answer)
 
     def _holds(self, leaf: LeafIndex) -> Truth:
         if leaf.field is None:
@@ -161,7 +195,7 @@ class Evaluation:
             return NEEDS[Stage.HEADERS] if found is None else found
         seen = self.seen(leaf.field)
         if isinstance(seen, Unknown):
-            return seen
+            return True if self._begun(leaf, leaf.field) else seen
         if leaf.exists is not None and leaf.exists is not bool(seen):
             return False
         if not leaf.needs and leaf.count is None:
@@ -170,6 +204,16 @@ class Evaluation:
         if leaf.count is not None:
             return leaf.count.holds(passed)
         return passed > 0 and (not leaf.every or passed == len(seen))
+
+    def _begun(self, leaf: LeafIndex, one: FieldIndex) -> bool:
+        """Return whether what is there by now is enough, whatever else a later stage may bring."""
+        begins, stage = one.condition.begins, self.facts.stage
+        if begins is None or not begins <= stage < one.condition.stage or not leaf.growing:
+            return False
+        try:
+            return any(passes(leaf, seen) for seen in self._occurrences(one))
+        except LimitHit:
+            return False
 
     def truth(self, tree: Tree) -> Truth:
         """Return whether a tree holds: Kleene's three values, and of two unknowns the one a later stage resolves."""
@@ -183,6 +227,8 @@ class Evaluation:
             settles = kind == ANY
             unknown: Unknown | None = None
             for part in inside:
+                if unknown is not None and id(part) in self.index.asking:
+                    continue  # nobody is asked before the rest is known
                 found = self.truth(part)
                 if found is settles:
                     return settles
@@ -192,7 +238,8 @@ class Evaluation:
         return self.present(inside)
 
     def rule(self, at: int) -> Truth:
-        """Return whether a rule holds."""
+        """Return whether a rule holds. Raises Wanted where `asking` is set."""
+        self._at = at
         return self.truth(self.index.trees[at])
 
     # Values
@@ -205,6 +252,8 @@ class Evaluation:
             for value in need.values:
                 if self._read(need, value) is None:
                     return False
+            for action in need.clause.actions:
+                action.prepare(self.facts)
         except LimitHit as limit:
             return Unknown(f"could not tell: {limit}", later=False)
         return True

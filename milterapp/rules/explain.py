@@ -11,6 +11,7 @@ from typing import overload
 from milterapp.mail.limits import LimitHit
 from milterapp.rules.clauses import AllOf, AnyOf, Clause, Leaf, NotOf, Present, ordered
 from milterapp.rules.conditions import Direct
+from milterapp.rules.conditions_marks import Asked, Marked
 from milterapp.rules.decision import Decision, Explanation
 from milterapp.rules.evaluate import Evaluation, Truth, Unknown, passes
 from milterapp.rules.expectation import describe
@@ -111,6 +112,13 @@ def _reason(evaluation: Evaluation, clause: Clause, tree: Tree, truth: Truth) ->
 
 
 def _saw(evaluation: Evaluation, leaf: Leaf, tree: Tree, *, matched: bool) -> str:
+    if isinstance(leaf.condition, Marked):
+        return leaf.condition.shows(evaluation.marks)
+    if isinstance(leaf.condition, Asked):
+        if evaluation.answers is None:
+            assumed = dict(evaluation.facts.assumed).get(leaf.condition.kind, leaf.condition.assumed)
+            return f"nobody was asked, assumed {assumed}"
+        return "as answered"
     if isinstance(leaf.condition, Direct):
         try:
             return leaf.condition.saw(evaluation.facts)
@@ -121,7 +129,7 @@ def _saw(evaluation: Evaluation, leaf: Leaf, tree: Tree, *, matched: bool) -> st
     assert entry.field is not None  # noqa: S101 - a sought condition has one
     seen = evaluation.seen(entry.field)
     if isinstance(seen, Unknown):
-        return seen.reason
+        return f"saw it by {evaluation.facts.stage.word}" if matched else seen.reason
     if not seen:
         return "there is none"
     if entry.needs:

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.message import Mail
+from milterapp.rules.truth import Value
 
 __all__ = ["Facts"]
 
@@ -21,6 +22,8 @@ class Facts:
     stage: how far the session has come; a personal decision is always at Stage.BODY. recipient: the one that is
     decided for, without angle brackets, "" where the decision is for all. mail: the message from Stage.HEADERS on.
     now: aware time of the first attempt. delimiter: Postfix's recipient_delimiter, which splits off a detail.
+    score, tags: what earlier rules came to (personal: the site's, where they are trusted); tags in lower case.
+    assumed: for a dry run, by kind of Need (`rate`, `duplicate`, `command`), what is taken for its answer.
     """
 
     stage: Stage
@@ -29,6 +32,9 @@ class Facts:
     mail: Mail | None = None
     now: datetime | None = None
     delimiter: str = "+"
+    score: float = 0.0
+    tags: frozenset[str] = frozenset()
+    assumed: tuple[tuple[str, Value], ...] = ()
 
     @property
     def message(self) -> Mail:

@@ -13,8 +13,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from milterapp.mail.envelope import Stage
-from milterapp.rules.clauses import AllOf, AnyOf, Clause, Leaf, NotOf, Present, captured, ordered, own_lists, stage_of
+from milterapp.rules.clauses import (
+    AllOf,
+    AnyOf,
+    Clause,
+    Leaf,
+    NotOf,
+    Present,
+    captured,
+    leaves,
+    ordered,
+    own_lists,
+    stage_of,
+)
 from milterapp.rules.conditions import Direct, Sought
+from milterapp.rules.conditions_marks import Asked, Marked, Tag
 from milterapp.rules.matcher import MATCHERS, Matcher
 from milterapp.rules.operators import In, TestNumber
 from milterapp.rules.patterns import from_regex
@@ -64,6 +77,11 @@ class LeafIndex:
         """Whether it cannot hold without an occurrence."""
         return self.field is not None and self.exists is not False and (self.count is None or not self.count.holds(0))
 
+    @property
+    def growing(self) -> bool:
+        """Whether it holds from the first occurrence that passes on, whatever others there are."""
+        return self.exists is not False and self.count is None and not self.every
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PresentIndex:
@@ -103,6 +121,11 @@ class Index:
         self._leaf_numbers: dict[Any, int] = {}
         self._field_numbers: dict[Any, FieldIndex] = {}
         self._tests = 0
+        self.asking: set[int] = set()  # ids of the trees in which the edge is asked for something
+        # The rules that ask what earlier rules marked the message with.
+        self.marked = frozenset(
+            at for at, rule in enumerate(rules) if any(isinstance(one.condition, Marked) for one in leaves(rule.clause))
+        )
         self.trees: list[Tree] = [self._tree(rule.clause, at, rule) for at, rule in enumerate(rules)]
         for one in self.fields:
             for matcher in one.matchers.values():
@@ -111,6 +134,12 @@ class Index:
         self.sources = self._sources()
 
     def _tree(self, clause: Clause, at: int, rule: Rule) -> Tree:
+        made = self._made(clause, at, rule)
+        if any(isinstance(leaf.condition, Asked) for leaf in leaves(clause)):
+            self.asking.add(id(made))
+        return made
+
+    def _made(self, clause: Clause, at: int, rule: Rule) -> Tree:
         if isinstance(clause, Leaf):
             return LEAF, self._leaf(clause.condition)
         if isinstance(clause, NotOf):
@@ -129,7 +158,7 @@ class Index:
 
     def _leaf(self, condition: Sought | Direct) -> int:
         # Two conditions that ask the same are one; lists compare by what they are, so `in` is told apart by them.
-        key = (type(condition), condition, _lists_of(condition))
+        key = (type(condition), condition, *_lists_of(condition))
         number = self._leaf_numbers.get(key)
         if number is None:
             number = self._leaf_numbers[key] = len(self.leaves)
@@ -165,6 +194,8 @@ class Index:
         kind, inside = tree
         if kind == LEAF:
             leaf = self.leaves[inside]
+            if isinstance(leaf.condition, Marked | Asked):
+                return None  # not the same for every rule
             return [inside] if leaf.field is None or leaf.positive else None
         if kind == ANY:
             found = [self._guards(part) for part in inside]
@@ -175,12 +206,12 @@ class Index:
         return None
 
     def _cost(self, guards: list[int]) -> tuple[bool, bool, int, int]:
-        leaves = [self.leaves[number] for number in guards]
+        found = [self.leaves[number] for number in guards]
         return (
-            any(leaf.field is not None and leaf.field.condition.late for leaf in leaves),
-            any(leaf.field is None or not leaf.needs for leaf in leaves),
-            max(leaf.condition.stage for leaf in leaves),
-            len(leaves),
+            any(leaf.field is not None and leaf.field.condition.late for leaf in found),
+            any(leaf.field is None or not leaf.needs for leaf in found),
+            max(leaf.condition.stage for leaf in found),
+            len(found),
         )
 
     def _sources(self) -> tuple[tuple[int, int, Source], ...]:
@@ -188,15 +219,15 @@ class Index:
         always = sources[None] = Source(Stage.CONNECT)
         guards = [self._guards(tree) for tree in self.trees]
         direct: dict[int, int] = {}
-        for leaves in guards:
-            for number in leaves or ():
+        for found in guards:
+            for number in found or ():
                 direct[number] = direct.get(number, 0) + 1
-        for at, leaves in enumerate(guards):
+        for at, found in enumerate(guards):
             # A guard that is asked for one rule alone saves nothing: the rule is looked at itself.
-            if leaves is None or any(self.leaves[one].field is None and direct[one] == 1 for one in leaves):
+            if found is None or any(self.leaves[one].field is None and direct[one] == 1 for one in found):
                 always.found.append(at)
                 continue
-            for number in leaves:
+            for number in found:
                 self._guard(sources, at, number)
         for source in sources.values():
             source.rules = tuple(dict.fromkeys(source.found))
@@ -225,6 +256,8 @@ class Index:
 
 
 def _lists_of(condition: Sought | Direct) -> tuple[int, ...]:
+    if isinstance(condition, Tag):
+        return tuple(map(id, condition.lists))
     if not isinstance(condition, Sought):
         return ()
     return tuple(

@@ -5,24 +5,28 @@ Must never: give a policy where anything was wrong, or open a file by itself; li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from milterapp.mail.envelope import Stage
-from milterapp.rules.actions import Action, ForwardTo
+from milterapp.rules.action import Action
+from milterapp.rules.actions_deliveries import ForwardTo
+from milterapp.rules.actions_edits import AddRecipientTo, SetSenderTo
 from milterapp.rules.beside import run_tests
 from milterapp.rules.clauses import AllOf, Clause, Present, captured, leaves, own_lists
+from milterapp.rules.conditions_marks import Duplicate, Marked
 from milterapp.rules.decision import Verdict
 from milterapp.rules.decode import Missing
 from milterapp.rules.document import MAX_PROBLEMS, parse
 from milterapp.rules.lists import NamedList
 from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
-from milterapp.rules.placeholders import VALUES, values_of
+from milterapp.rules.placeholders import VALUES, Value, values_of
 from milterapp.rules.policy import Case, Policy, Rule
 from milterapp.rules.problem import Place, Problem, near_miss
-from milterapp.rules.reading import RuleDecoder
+from milterapp.rules.reading import CAN, Allowed, RuleDecoder
 from milterapp.rules.reading_actions import HOOKS, read_actions
 from milterapp.rules.reading_cases import read_cases
 from milterapp.rules.reading_conditions import read_clause
+from milterapp.rules.targets import Target
 
 __all__ = ["load"]
 
@@ -41,6 +45,9 @@ def load(
     read_list: ReadList | None = None,
     tests: bool = True,
     delimiter: str = "+",
+    authserv_ids: tuple[str, ...] = (),
+    programs: Iterable[str] = (),
+    can: Iterable[str] = CAN,
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """Read a rule file.
 
@@ -50,13 +57,14 @@ def load(
     Returns (policy, problems), the policy None where any of the problems is no warning; problems are in the order of
     the file. Never raises for what the file holds.
     """
+    allowed = Allowed(frozenset(can), authserv_ids, frozenset(programs))
     root, problems = parse(source, file)
     policy: Policy | None = None
     if root is None:
         if not problems:
             problems.append(Problem(Place(file), "nothing but comments, expected `rules:`"))
     else:
-        policy = _policy(root, file, RuleDecoder(problems, site=site, hooks=HOOKS), read_list)
+        policy = _policy(root, file, RuleDecoder(problems, site=site, hooks=HOOKS, allowed=allowed), read_list)
     if policy is not None and tests and not _fatal(problems):
         problems.extend(run_tests(policy, delimiter=delimiter))
     found = tuple(sorted(dict.fromkeys(problems)))
@@ -144,8 +152,23 @@ def _rules(node: Node, decoder: RuleDecoder) -> tuple[Rule, ...]:
             decoder.fail(item.place, f"more than {MAX_PROBLEMS} problems, the rules after this one were not read")
             break
     if decoder.site:
+        _late_marks(rules, decoder)
         _warn_late(rules, decoder)
     return tuple(rules)
+
+
+def _late_marks(rules: list[Rule], decoder: RuleDecoder) -> None:
+    """Note a rule on one recipient that asks for marks which come when all recipients are known."""
+    late = next((at for at, rule in enumerate(rules) if rule.marks and rule.stage > Stage.RCPT), None)
+    for rule in rules[late + 1 :] if late is not None else ():
+        for leaf in leaves(rule.clause) if rule.one_recipient else ():
+            if isinstance(leaf.condition, Marked):
+                first = rules[late or 0]
+                decoder.fail(
+                    leaf.place,
+                    f"`{leaf.condition.word}` in a rule on one `recipient`, but {first.name!r} before it marks the"
+                    f" message at {first.stage.word}; say `any_recipient` or `every_recipient`",
+                )
 
 
 def _warn_late(rules: list[Rule], decoder: RuleDecoder) -> None:
@@ -181,8 +204,8 @@ def _rule(node: Node, decoder: RuleDecoder, names: dict[str, Place]) -> Rule | N
     if name is None or clause is None or actions is None or done is None or isinstance(observe, Missing):
         return None
     whole = _with_values(clause, actions, done.place, decoder)
-    rule = Rule.make(name, node.place, whole, actions, observe=observe)
-    return rule if _fits(rule, done.place, decoder) else None
+    rule = Rule.make(name, node.place, whole, tuple(one for one, _ in actions), observe=observe)
+    return rule if _fits(rule, actions, decoder) else None
 
 
 def _name(mapping: Mapping, decoder: RuleDecoder, names: dict[str, Place]) -> str | None:
@@ -203,46 +226,69 @@ def _name(mapping: Mapping, decoder: RuleDecoder, names: dict[str, Place]) -> st
     return name
 
 
-def _with_values(clause: Clause, actions: tuple[Action, ...], place: Place, decoder: RuleDecoder) -> Clause:
-    """Return the clause with the values the actions need: where one is absent the rule does not hold."""
-    values = values_of(text for action in actions for text in action.templates())
-    if not values:
+Placed = tuple[tuple[Action, Place], ...]
+
+
+def _with_values(clause: Clause, actions: Placed, place: Place, decoder: RuleDecoder) -> Clause:
+    """Return the clause with what the actions need: where a value is absent the rule does not hold."""
+    looking = tuple(one for one, _ in actions if one.stage() > Stage.CONNECT)
+    values = values_of(text for action, _ in actions for text in action.templates())
+    if not values and not looking:
         return clause
     groups = {group for _, _, regex in captured(clause) for _, names in regex.groups() for group in names}
-    for value in values:
-        if value.word == "match" and value.argument not in groups:
-            hint = near_miss(value.argument, groups)
+    for action, where in actions:
+        for value in values_of(action.templates()):
+            if value.word == "match" and value.argument not in groups:
+                hint = near_miss(value.argument, groups)
+                decoder.fail(
+                    where, f"no group named {value.argument!r} in a regex of the rule outside `any` and `not`{hint}"
+                )
+            elif not decoder.site and not VALUES[value.word].personal:
+                decoder.fail(where, f"the value {value} is not known in a personal rule")
+    targets: frozenset[Value] = frozenset()
+    for action, where in actions:
+        chosen = values_of(one.address for one in _targets(action))
+        targets |= frozenset(chosen)
+        if chosen and not own_lists(clause):
             decoder.fail(
-                place, f"no group named {value.argument!r} in a regex of the rule outside `any` and `not`{hint}"
+                where,
+                f"{', '.join(map(str, chosen))} is an address that the message chose; the rule must ask with `in` for a"
+                " list that holds it",
             )
-        elif not decoder.site and not VALUES[value.word].personal:
-            decoder.fail(place, f"the value {value} is not known in a personal rule")
-    targets = frozenset(
-        values_of(one.address for action in actions if isinstance(action, ForwardTo) for one in action.to)
-    )
-    if targets and not own_lists(clause):
-        decoder.fail(
-            place,
-            f"{', '.join(map(str, targets))} is an address that the message chose; the rule must ask with `in` for a"
-            " list that holds it",
-        )
-    return AllOf((*(clause.parts if isinstance(clause, AllOf) else (clause,)), Present(values, targets, place)), place)
+    parts = clause.parts if isinstance(clause, AllOf) else (clause,)
+    return AllOf((*parts, Present(values, targets, place, looking)), place)
 
 
-def _fits(rule: Rule, place: Place, decoder: RuleDecoder) -> bool:
-    """Note what a rule on one recipient may not do in a site's policy: its verdict is given while that one is named."""
-    if not decoder.site or not rule.one_recipient:
+def _targets(action: Action) -> tuple[Target, ...]:
+    if isinstance(action, ForwardTo | AddRecipientTo):
+        return action.to
+    return (action.sender,) if isinstance(action, SetSenderTo) else ()
+
+
+def _fits(rule: Rule, actions: Placed, decoder: RuleDecoder) -> bool:
+    """Note what a site rule may not do: on one recipient, as its verdict is given while that one is named; and after
+    `duplicate`.
+    """
+    if not decoder.site:
         return True
     before = len(decoder.problems)
+    if any(isinstance(leaf.condition, Duplicate) for leaf in leaves(rule.clause)):
+        for action, place in actions:
+            if action.verdict in (Verdict.REJECT, Verdict.DISCARD) or action.marks:
+                decoder.fail(
+                    place,
+                    f"`{action.word}` in a site rule on `duplicate`: whether Postfix kept the first copy is not known",
+                )
+    if not rule.one_recipient:
+        return len(decoder.problems) == before
     remedy = "say `any_recipient` or `every_recipient`: what follows after rcpt is for all recipients"
     for leaf in leaves(rule.clause):
         if leaf.condition.stage > Stage.RCPT:
             decoder.fail(leaf.place, f"`{leaf.condition.word}` in a rule on one `recipient`; {remedy}")
-    values = values_of(text for action in rule.actions for text in action.templates())
-    for value in values:
-        if VALUES[value.word].stage > Stage.RCPT:
-            decoder.fail(place, f"{value} in a rule on one `recipient`; {remedy}")
-    for action in rule.actions:
+    for action, place in actions:
+        for value in values_of(action.templates()):
+            if VALUES[value.word].stage > Stage.RCPT:
+                decoder.fail(place, f"{value} in a rule on one `recipient`; {remedy}")
         if action.for_all:
             decoder.fail(place, f"`{action.word}` in a rule on one `recipient`; {remedy}")
     return len(decoder.problems) == before

@@ -22,7 +22,9 @@ __all__ = ["Case", "Policy", "Rule"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """One rule. clause: what it asks, the values its actions need included. ends: no later rule is asked after it."""
+    """One rule. clause: what it asks, what its actions need included. ends: no later rule is asked after it. marks:
+    later rules may ask what it left; counts: it does one of the two.
+    """
 
     name: str
     place: Place
@@ -33,12 +35,16 @@ class Rule:
     ends: bool = False
     verdict: Verdict = Verdict.NONE
     one_recipient: bool = False
+    marks: bool = False
+    counts: bool = False
 
     @classmethod
     def make(cls, name: str, place: Place, clause: Clause, actions: tuple[Action, ...], *, observe: bool) -> Rule:
         """Return a rule with what follows from its parts."""
         verdicts = [action.verdict for action in actions if action.verdict is not None]
         values = {value.word for action in actions for text in action.templates() for value in text.values}
+        ends = any(action.ends() for action in actions)
+        marks = any(action.marks for action in actions) and not observe
         return cls(
             name=name,
             place=place,
@@ -46,16 +52,21 @@ class Rule:
             actions=actions,
             observe=observe,
             stage=stage_of(clause),
-            ends=any(action.ends() for action in actions),
+            ends=ends,
             verdict=verdicts[0] if verdicts else Verdict.NONE,
-            one_recipient=any(leaf.condition.word == "recipient" for leaf in leaves(clause))
+            one_recipient=any(leaf.condition.one_recipient for leaf in leaves(clause))
             or not ONE_RECIPIENT.isdisjoint(values),
+            marks=marks,
+            counts=ends or marks,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test beside the rules: a message, its envelope, and what the rules make of it. sender: `<>` for a bounce."""
+    """One test beside the rules: a message, its envelope, and what the rules make of it. sender: `<>` for a bounce.
+
+    rate, duplicate, command: the answers to conditions of these names. score, tag: what earlier rules came to.
+    """
 
     name: str
     message: str
@@ -68,6 +79,11 @@ class Case:
     login: str = ""
     tls: bool = False
     local: bool = False
+    rate: int = 0
+    duplicate: bool = False
+    command: int = 0
+    score: float = 0.0
+    tag: tuple[str, ...] = ()
     original: str = ""
     now: datetime = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
@@ -98,6 +114,7 @@ class Policy:
             for value in text.values
             if value.word not in ("match", "now")
         }
+        read |= {action.stage() for rule in self.rules for action in rule.actions if action.stage() > Stage.CONNECT}
         return frozenset(read)
 
     @property

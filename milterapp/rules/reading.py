@@ -6,6 +6,7 @@ Must never: let a test through that asks nothing, or one whose values are not of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from milterapp.rules.decode import MISSING, Decoder, Missing
@@ -17,10 +18,10 @@ from milterapp.rules.nodes import Mapping as MappingNode
 from milterapp.rules.operators import OPERATORS, SUBTESTS, In, Operator, Test, TestNumber
 from milterapp.rules.patterns import check
 from milterapp.rules.placeholders import Template, parse_template
-from milterapp.rules.problem import Problem, near_miss
+from milterapp.rules.problem import Place, Problem, near_miss
 from milterapp.rules.units import parse_bool, parse_count, parse_number, parse_size
 
-__all__ = ["RuleDecoder", "read_malformed", "read_number", "read_test"]
+__all__ = ["CAN", "Allowed", "RuleDecoder", "read_malformed", "read_number", "read_test"]
 
 TEXT = ("is", "contains", "starts", "ends", "glob", "regex", "in")
 ALLOWED = {
@@ -34,13 +35,58 @@ ALLOWED = {
 PARTS = {"address": "text", "localpart": "localpart", "detail": "text", "domain": "domain", "name": "text"}
 
 
-class RuleDecoder(Decoder):
-    """A decoder that knows the rule file's lists, and whether its rules are the site's."""
+# The words, of actions and conditions, that only an edge that knows them can carry out or answer. All others any can.
+CAN = frozenset((
+    "prepend_header", "banner", "footer", "drop_attachments", "replace_body", "set_sender", "add_recipient",
+    "remove_recipient", "transport", "vacation", "pipe", "filter", "flag", "log", "rate", "duplicate", "command",
+))  # fmt: skip
 
-    def __init__(self, problems: list[Problem], *, site: bool, hooks: Mapping[Any, Callable[..., Any]]) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What the edge can do, of CAN, and what the site allows. authserv_ids: whose Authentication-Results are believed;
+    programs: names of those that rules may start.
+    """
+
+    can: frozenset[str] = CAN
+    authserv_ids: tuple[str, ...] = ()
+    programs: frozenset[str] = frozenset()
+
+
+ALL = Allowed()
+
+
+class RuleDecoder(Decoder):
+    """A decoder that knows the rule file's lists, whether its rules are the site's, and what the site allows."""
+
+    def __init__(
+        self,
+        problems: list[Problem],
+        *,
+        site: bool,
+        hooks: Mapping[Any, Callable[..., Any]],
+        allowed: Allowed = ALL,
+    ) -> None:
         super().__init__(problems, hooks)
         self.site = site
+        self.allowed = allowed
         self.lists: dict[str, NamedList] = {}
+
+    def may(self, place: Place, what: str, word: str) -> bool:
+        """Return whether the edge can do what this word says; note a problem where it cannot."""
+        if word not in CAN or word in self.allowed.can:
+            return True
+        self.fail(place, f"the {what} {word!r} cannot be used here yet")
+        return False
+
+    def program(self, node: Node) -> str | Missing:
+        """Return the name of a program that the site allows."""
+        name = self.text(node)
+        if isinstance(name, Missing) or name in self.allowed.programs:
+            return name
+        known = ", ".join(sorted(self.allowed.programs))
+        allows = f"it allows {known}{near_miss(name, self.allowed.programs)}" if known else "it allows none"
+        return self.fail(node.place, f"the site does not allow the program {name!r}; {allows}")
 
     def named_list(self, node: Text) -> NamedList | None:
         """Return the list of that name."""

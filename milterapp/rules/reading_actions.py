@@ -11,38 +11,57 @@ from dataclasses import replace
 from typing import Any
 
 from milterapp.mail.values import AddressText, HeaderText, Mailbox
-from milterapp.rules.actions import (
-    ACTIONS,
-    REPLIES,
-    Action,
+from milterapp.rules.action import Action
+from milterapp.rules.actions import ACTIONS, LATER
+from milterapp.rules.actions_deliveries import (
+    Address,
+    FileInto,
+    FilterThrough,
+    Flags,
     Folder,
-    Hold,
+    ForwardTo,
+    PipeTo,
+    ReplyWith,
+    VacationReply,
+)
+from milterapp.rules.actions_edits import (
+    AddRecipientTo,
+    DropAttachments,
     PrefixSubject,
-    Refusal,
     RemoveHeader,
     SetHeader,
-    Target,
+    SetSenderTo,
+    TransportBy,
 )
+from milterapp.rules.actions_verdicts import REPLIES, Hold, Points, Refusal
+from milterapp.rules.conditions_marks import ProgramName, TagName
+from milterapp.rules.conditions_message import Attachment
 from milterapp.rules.decision import Verdict
 from milterapp.rules.decode import MISSING, Decoder, Missing, schema
 from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
 from milterapp.rules.placeholders import Template
-from milterapp.rules.problem import near_miss
-from milterapp.rules.reading import RuleDecoder
+from milterapp.rules.problem import Place, near_miss
+from milterapp.rules.reading import RuleDecoder, read_test
+from milterapp.rules.reading_conditions import read_which
+from milterapp.rules.targets import Target
+from milterapp.rules.units import parse_number
+from milterapp.rules.which import TEXT, WhichAttachments, WhichFields, picker
 
 __all__ = ["HOOKS", "read_actions"]
 
 MAX_TEXT = 400
 MAX_VALUE = 900
+MAX_POINTS = 1_000_000
 
 
-def read_actions(node: Node, decoder: RuleDecoder) -> tuple[Action, ...] | None:
-    """Read `then`: one action or a list of them. None where a problem was noted."""
+def read_actions(node: Node, decoder: RuleDecoder) -> tuple[tuple[Action, Place], ...] | None:
+    """Read `then`: one action or a list of them, each with its place. None where a problem was noted."""
     nodes = node.items if isinstance(node, Items) else (node,)
-    found = [_action(one, decoder) for one in nodes]
-    good = tuple(one for one in found if one is not None)
-    if len(good) < len(found):
+    found = [(_action(one, decoder), one.place) for one in nodes]
+    placed = tuple((one, place) for one, place in found if one is not None)
+    if len(placed) < len(found):
         return None
+    good = tuple(one for one, _ in placed)
     verdicts = [one for one in good if one.verdict is not None]
     if len(verdicts) > 1:
         words = " and ".join(f"`{one.word}`" for one in verdicts)
@@ -55,7 +74,14 @@ def read_actions(node: Node, decoder: RuleDecoder) -> tuple[Action, ...] | None:
             f"`{verdicts[0].word}` and `{moved[0].word}` in one rule; with `copy: true` the delivery is a copy",
         )
         return None
-    return good
+    for one, place in placed:
+        if isinstance(one, ReplyWith | VacationReply) and verdicts and verdicts[0].verdict is Verdict.REJECT:
+            decoder.fail(place, f"`{one.word}` and `reject` in one rule: the refusal is answer enough (RFC 5429)")
+            return None
+        if isinstance(one, Flags) and not any(isinstance(other, FileInto) for other in good):
+            decoder.fail(place, "`flag` in a rule without `file`: only what is filed can carry it")
+            return None
+    return tuple(sorted(placed, key=lambda one: not isinstance(one[0], Flags)))
 
 
 def _action(node: Node, decoder: RuleDecoder) -> Action | None:
@@ -69,11 +95,14 @@ def _action(node: Node, decoder: RuleDecoder) -> Action | None:
     key, value = (node, None) if isinstance(node, Text) else node.pairs[0]
     made = ACTIONS.get(key.value)
     if made is None:
-        decoder.fail(key.place, f"unknown action {key.value!r}{near_miss(key.value, ACTIONS)}")
+        known = f"unknown action {key.value!r}{near_miss(key.value, ACTIONS)}"
+        decoder.fail(key.place, LATER.get(key.value, known))
         return None
     if not (made.site if decoder.site else made.personal):
         place = "a site rule" if decoder.site else "a personal rule"
         decoder.fail(key.place, f"the action {key.value!r} cannot stand in {place}")
+        return None
+    if not decoder.may(key.place, "action", key.value):
         return None
     before = len(decoder.problems)
     action = _arguments(made, key, value, decoder)
@@ -98,7 +127,10 @@ def _arguments(made: type[Action], key: Text, value: Node | None, decoder: RuleD
     if not made.main:
         return decoder.fail(value.place, f"`{made.word}` takes no argument, found {kind_of(value)}")
     hint = fields[made.main][1]
-    if isinstance(value, Mapping) and not issubclass(made, SetHeader):
+    whole = isinstance(value, Mapping) and not issubclass(made, SetHeader)
+    if issubclass(made, DropAttachments) and isinstance(value, Mapping):
+        whole = value.get("which") is not None or value.get("note") is not None
+    if whole:
         found: Action | Missing = decoder.record(value, made)
         return found
     main = decoder.decode(value, hint)
@@ -149,13 +181,73 @@ def _target(node: Node, decoder: Decoder) -> Target | Missing:
             )
         return Target(text)
     try:
-        AddressText.parse(text.literal)
+        if text.literal != "<>":
+            AddressText.parse(text.literal)
     except ValueError as error:
         return decoder.fail(node.place, str(error))
     return Target(text)
 
 
-HOOKS: dict[Any, Callable[..., Any]] = {Template: _template, Folder: _folder, Target: _target}
+def _which_fields(node: Node, decoder: Decoder) -> WhichFields | Missing:
+    assert isinstance(decoder, RuleDecoder)  # noqa: S101 - the hooks below belong to it
+    test = read_test(node, decoder, "text")
+    if isinstance(test, Missing):
+        return MISSING
+    if test.exists is not None or test.count is not None:
+        return decoder.fail(node.place, "`exists` and `count` are of all fields, expected a test of one")
+    return WhichFields(test, picker(test, TEXT))
+
+
+def _which_attachments(node: Node, decoder: Decoder) -> WhichAttachments | Missing:
+    assert isinstance(decoder, RuleDecoder)  # noqa: S101 - the hooks below belong to it
+    condition = read_which(node, decoder)
+    return MISSING if condition is None else WhichAttachments(condition, picker(condition.test, Attachment.parts))
+
+
+def _points(node: Node, decoder: Decoder) -> float | Missing:
+    text = decoder.text(node)
+    if isinstance(text, Missing):
+        return MISSING
+    try:
+        points = parse_number(text)
+    except ValueError as error:
+        return decoder.fail(node.place, str(error))
+    return points if abs(points) <= MAX_POINTS else decoder.fail(node.place, f"more than {MAX_POINTS} points")
+
+
+def _tag_name(node: Node, decoder: Decoder) -> str | Missing:
+    text = decoder.text(node)
+    if isinstance(text, Missing):
+        return MISSING
+    if not text.isascii() or not text.replace(".", "a").replace("-", "a").replace("_", "a").isalnum() or len(text) > 50:
+        return decoder.fail(node.place, f"found {text!r}, expected a word of letters, digits, '.', '-' and '_'")
+    return text.lower()
+
+
+def _program(node: Node, decoder: Decoder) -> str | Missing:
+    assert isinstance(decoder, RuleDecoder)  # noqa: S101 - the hooks below belong to it
+    return decoder.program(node)
+
+
+def _own_address(node: Node, decoder: Decoder) -> str | Missing:
+    text = decoder.text(node)
+    try:
+        return text if isinstance(text, Missing) else AddressText.parse(text)
+    except ValueError as error:
+        return decoder.fail(node.place, str(error))
+
+
+HOOKS: dict[Any, Callable[..., Any]] = {
+    Template: _template,
+    Folder: _folder,
+    Target: _target,
+    WhichFields: _which_fields,
+    WhichAttachments: _which_attachments,
+    Points: _points,
+    TagName: _tag_name,
+    ProgramName: _program,
+    Address: _own_address,
+}
 
 
 def _one_line(text: Template | None, what: str, *, ascii_only: bool = False) -> Template | None:
@@ -217,8 +309,50 @@ def _headers(action: SetHeader) -> SetHeader:
 
 
 def _names(action: RemoveHeader) -> RemoveHeader:
-    for name in action.names:
+    for name in action.name:
         HeaderText.name(name)
+    return action
+
+
+def _sender(action: SetSenderTo) -> SetSenderTo:
+    if action.sender.address.literal not in (None, "<>"):
+        AddressText.parse(action.sender.address.literal or "")
+    return action
+
+
+def _recipients(action: AddRecipientTo) -> AddRecipientTo:
+    for one in action.to:
+        if one.address.literal == "<>":
+            raise ValueError("'<>' is no address, name@example.org is one")
+    return action
+
+
+def _transport(action: TransportBy) -> TransportBy:
+    name, colon, hop = action.to.partition(":")
+    plain = name.isascii() and name.replace("-", "a").replace("_", "a").isalnum()
+    if not colon or not plain or len(action.to) > 255 or any(not "!" <= char <= "~" for char in hop):
+        raise ValueError(
+            f"found {action.to!r}, expected a transport and a next hop such as 'smtp:[relay.example.org]:25'"
+        )
+    return action
+
+
+def _vacation(action: VacationReply) -> VacationReply:
+    if not 1 <= action.days <= 365:
+        raise ValueError(f"{action.days} days, expected 1 to 365")
+    if len(action.addresses) > 50 or len(action.handle) > 200 or not action.handle.isprintable():
+        raise ValueError("at most 50 addresses, and a handle of at most 200 characters")
+    return action
+
+
+def _many(action: PipeTo | FilterThrough) -> PipeTo | FilterThrough:
+    if len(action.arguments) > 50:
+        raise ValueError("more than 50 arguments")
+    return action
+
+
+def _to(action: ForwardTo) -> ForwardTo:
+    _recipients(AddRecipientTo(action.to))
     return action
 
 
@@ -236,4 +370,11 @@ FINISH: dict[type[Action], Callable[[Any], Action]] = {
     RemoveHeader: _names,
     PrefixSubject: _prefix,
     Hold: _hold,
+    SetSenderTo: _sender,
+    AddRecipientTo: _recipients,
+    ForwardTo: _to,
+    TransportBy: _transport,
+    VacationReply: _vacation,
+    PipeTo: _many,
+    FilterThrough: _many,
 }

@@ -6,22 +6,49 @@ Must never: make an empty clause of something that was written; what is wrong is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast, get_type_hints
+from typing import Literal, cast, get_type_hints
 
 from milterapp.mail.values import HeaderText
 from milterapp.rules.clauses import JOINTS, AllOf, AnyOf, Clause, Leaf, NotOf
 from milterapp.rules.conditions import Condition, Direct, Sought
-from milterapp.rules.conditions_message import MESSAGE_CONDITIONS, Attachment, Header, Kind, Malformed, RawHeader, Size
+from milterapp.rules.conditions_auth import METHODS, Auth
+from milterapp.rules.conditions_marks import (
+    MARKS_CONDITIONS,
+    Command,
+    Duplicate,
+    ProgramName,
+    Rate,
+    RateOfRecipient,
+    Score,
+    Tag,
+    TagName,
+)
+from milterapp.rules.conditions_message import (
+    MESSAGE_CONDITIONS,
+    Attachment,
+    Header,
+    Kind,
+    Malformed,
+    Parts,
+    RawHeader,
+    Size,
+)
 from milterapp.rules.conditions_session import SESSION_CONDITIONS, Flag, Recipients
+from milterapp.rules.conditions_time import DAYS, Now, parse_moment, parse_times, parse_zone
 from milterapp.rules.decode import MISSING, Missing
 from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
-from milterapp.rules.operators import Test
+from milterapp.rules.operators import In, Test
 from milterapp.rules.problem import near_miss
 from milterapp.rules.reading import RuleDecoder, read_malformed, read_number, read_test
+from milterapp.rules.units import parse_number
 
-__all__ = ["CONDITIONS", "read_clause"]
+__all__ = ["CONDITIONS", "read_clause", "read_which"]
 
-CONDITIONS: dict[str, type[Condition]] = {one.word: one for one in (*SESSION_CONDITIONS, *MESSAGE_CONDITIONS)}
+Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+
+CONDITIONS: dict[str, type[Condition]] = {
+    one.word: one for one in (*SESSION_CONDITIONS, *MESSAGE_CONDITIONS, Auth, Now, *MARKS_CONDITIONS)
+}
 
 Made = list[Leaf] | Missing
 
@@ -62,6 +89,8 @@ def _entry(key: Text, value: Node, decoder: RuleDecoder) -> Clause | None:
     if not (condition.site if decoder.site else condition.personal):
         place = "a site rule" if decoder.site else "a personal rule"
         decoder.fail(key.place, f"the condition {word!r} is not known in {place}")
+        return None
+    if not decoder.may(key.place, "condition", word):
         return None
     made = _reader(condition)(condition, key, value, decoder)
     if isinstance(made, Missing) or not made:
@@ -107,6 +136,136 @@ def _leaf(condition: type[Condition], key: Text, test: Test | Missing) -> Made:
     return MISSING if isinstance(test, Missing) else [Leaf(cast("type[Sought]", condition)(test), key.place)]
 
 
+def _score(_: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    pairs = value.pairs if isinstance(value, Mapping) else ((Text("is", value.place), value),)
+    found: dict[str, float] = {}
+    for word, below in pairs:
+        if word.value not in ("is", "over", "under"):
+            hint = near_miss(word.value, ("is", "over", "under"))
+            decoder.fail(word.place, f"unknown operator {word.value!r}{hint}; expected is, over or under")
+            continue
+        text = decoder.text(below)
+        try:
+            if not isinstance(text, Missing):
+                found["is_" if word.value == "is" else word.value] = parse_number(text)
+        except ValueError as error:
+            decoder.fail(below.place, str(error))
+    return [Leaf(Score(**found), key.place)] if len(found) == len(pairs) else MISSING
+
+
+def _tag(_: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    if not isinstance(value, Mapping):
+        words = decoder.decode(value, tuple[TagName, ...])
+        wanted = len(value.items) if isinstance(value, Items) else 1
+        return [Leaf(Tag(words), key.place)] if len(words) == wanted else MISSING
+    named = value.get("in")
+    if named is None or len(value.pairs) != 1:
+        return decoder.fail(value.place, "expected a tag, several, or {in: NAME}")
+    test = read_test(value, decoder, "text")
+    if isinstance(test, Missing):
+        return MISSING
+    lists = tuple(
+        one for _, found in test.parts for operator in found if isinstance(operator, In) for one in operator.lists
+    )
+    return [Leaf(Tag((), lists), key.place)]
+
+
+def _record(condition: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    before = len(decoder.problems)
+    found = decoder.record(value, condition)
+    return MISSING if isinstance(found, Missing) or len(decoder.problems) > before else [Leaf(found, key.place)]
+
+
+def _rate(condition: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    made = _record(condition, key, value, decoder)
+    if isinstance(made, Missing):
+        return MISSING
+    rate = made[0].condition
+    assert isinstance(rate, Rate)  # noqa: S101 - made just now
+    if not rate.by:
+        return decoder.fail(value.place, "nothing to count by")
+    if rate.within <= 0:
+        return decoder.fail(value.place, "a rate within no time, expected one such as `within: 1 hour`")
+    if not decoder.site and "login" in rate.by:
+        return decoder.fail(value.place, "the login is not known in a personal rule")
+    if any(one.startswith("recipient") for one in rate.by):
+        rate = RateOfRecipient(rate.by, rate.over, rate.within)
+    return [Leaf(rate, key.place)]
+
+
+def _duplicate(condition: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    if isinstance(value, Text):
+        found = decoder.scalar(value, bool)
+        if isinstance(found, Missing):
+            return MISSING
+        if not found:
+            return decoder.fail(value.place, "`duplicate: no`, expected `not: {duplicate: yes}`")
+        return [Leaf(Duplicate(), key.place)]
+    made = _record(condition, key, value, decoder)
+    if not isinstance(made, Missing) and made[0].condition.within <= 0:  # type: ignore[union-attr] # it is a Duplicate
+        return decoder.fail(value.place, "within no time, expected one such as `within: 7 days`")
+    return made
+
+
+def _command(condition: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    if isinstance(value, Mapping):
+        return _record(condition, key, value, decoder)
+    name = decoder.program(value)
+    return MISSING if isinstance(name, Missing) else [Leaf(Command(ProgramName(name)), key.place)]
+
+
+NOW = ("weekday", "time", "between", "zone")
+
+
+def _now(_: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    if not isinstance(value, Mapping):
+        return decoder.fail(value.place, f"found {kind_of(value)}, expected a mapping of {', '.join(NOW)}")
+    found: dict[str, tuple[str, ...]] = {}
+    good = True
+    for word, below in value.pairs:
+        if word.value not in NOW:
+            decoder.fail(word.place, f"unknown key {word.value!r}{near_miss(word.value, NOW)}; known: {', '.join(NOW)}")
+        elif word.value == "weekday":
+            found[word.value] = decoder.decode(below, tuple[Weekday, ...])
+        else:
+            found[word.value] = decoder.items(below, str)
+        good = good and bool(found.get(word.value))
+    try:
+        if len(found.get("between", "ab")) != 2 or len(found.get("zone", "a")) != 1:
+            raise ValueError("expected two days or moments in `between`, and one `zone`")
+        ends = found.get("between")
+        between = (parse_moment(ends[0], last=False), parse_moment(ends[1], last=True)) if ends else None
+        if between and between[0] >= between[1]:
+            raise ValueError(f"between {between[0]} and {between[1]} there is no time")
+        zone = parse_zone(found["zone"][0]) if "zone" in found else None
+        weekdays = tuple(sorted(map(DAYS.index, found.get("weekday", ()))))
+        times = tuple(map(parse_times, found.get("time", ())))
+    except ValueError as error:
+        return decoder.fail(value.place, str(error)) if good else MISSING
+    if good and not (weekdays or times or between):
+        return decoder.fail(value.place, "nothing is asked here, expected weekday, time or between")
+    return [Leaf(Now(weekdays, times, between, zone), key.place)] if good else MISSING
+
+
+def _auth(_: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
+    if not decoder.allowed.authserv_ids:
+        return decoder.fail(
+            key.place, "no server's Authentication-Results are believed here; the setting `authserv_ids` names them"
+        )
+    if not isinstance(value, Mapping):
+        return decoder.fail(value.place, f"found {kind_of(value)}, expected a method and its result: {{dmarc: pass}}")
+    made: list[Leaf] = []
+    for name, below in value.pairs:
+        if name.value not in METHODS:
+            hint = near_miss(name.value, METHODS)
+            decoder.fail(name.place, f"unknown method {name.value!r}{hint}; known: {', '.join(METHODS)}")
+            continue
+        test = read_test(below, decoder, "text", {"domain": "domain"})
+        if not isinstance(test, Missing):
+            made.append(Leaf(Auth(test, name.value, decoder.allowed.authserv_ids), name.place))
+    return made if len(made) == len(value.pairs) else MISSING
+
+
 def _header(condition: type[Condition], _: Text, value: Node, decoder: RuleDecoder) -> Made:
     if not isinstance(value, Mapping):
         return decoder.fail(value.place, f"found {kind_of(value)}, expected a name and a test: {{X-Spam-Flag: yes}}")
@@ -142,6 +301,18 @@ def _attachment(_: type[Condition], key: Text, value: Node, decoder: RuleDecoder
     return MISSING if isinstance(test, Missing) else [Leaf(Attachment(test, size), key.place)]
 
 
+def read_which(value: Node, decoder: RuleDecoder) -> Attachment | None:
+    """Read the tests of the condition `attachment` for an action that means those attachments. None for a problem."""
+    made = _attachment(Attachment, Text("attachment", value.place), value, decoder)
+    if isinstance(made, Missing):
+        return None
+    condition = cast("Attachment", made[0].condition)
+    if condition.test.exists is not None or condition.test.count is not None:
+        decoder.fail(value.place, "`exists` and `count` are of all attachments, expected tests of one")
+        return None
+    return condition
+
+
 def _dotted(node: Node, decoder: RuleDecoder) -> bool:
     texts = [one for one in (node.items if isinstance(node, Items) else (node,)) if isinstance(one, Text)]
     wrong = [one for one in texts if one.value.startswith(".")]
@@ -155,11 +326,19 @@ Reader = Callable[[type[Condition], Text, Node, RuleDecoder], Made]
 READERS: dict[type[Condition], Reader] = {
     Recipients: _number,
     Size: _number,
+    Parts: _number,
     Kind: _kind,
     Malformed: _malformed,
     Header: _header,
     RawHeader: _header,
     Attachment: _attachment,
+    Now: _now,
+    Auth: _auth,
+    Score: _score,
+    Tag: _tag,
+    Rate: _rate,
+    Duplicate: _duplicate,
+    Command: _command,
 }
 
 

@@ -5,7 +5,7 @@ Must never: say anything to a client by itself, or let a verdict for one recipie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -17,6 +17,7 @@ from milterapp.rules.evaluate import Evaluation
 from milterapp.rules.explain import Trace
 from milterapp.rules.facts import Facts
 from milterapp.rules.policy import Policy
+from milterapp.rules.truth import Need, Value, Wanted
 
 __all__ = ["Answer", "SiteSession", "drive"]
 
@@ -50,11 +51,21 @@ class SiteSession:
 
     Call connect, helo, then for each message mail, rcpt for each recipient, headers and body, as far as answers ask for
     more; then decision(), and reset() before the next message. delimiter: Postfix's recipient_delimiter.
+    answer: answers a Need, at most once a message; without it nobody is asked, and what is assumed is taken.
     """
 
-    def __init__(self, policy: Policy, *, delimiter: str = "+") -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        delimiter: str = "+",
+        answer: Callable[[Need], Value] | None = None,
+        assumed: tuple[tuple[str, Value], ...] = (),
+    ) -> None:
         self.policy = policy
         self.delimiter = delimiter
+        self._answer = answer
+        self._assumed = assumed
         self._connection = Envelope()
         # What connection or HELO settled for every message to come, and where.
         self._settled: dict[Stage, Decision] = {}
@@ -66,6 +77,7 @@ class SiteSession:
         self._now: datetime | None = None
         self._message: Decision | None = next(iter(self._settled.values()), None)
         self._seen: Evaluation | None = None
+        self._answers: dict[Need, Value] | None = None if self._answer is None else {}
         # Every recipient named: its decision at rcpt where it was settled there, None where it is still decided for.
         self._recipients: dict[str, Decision | None] = {}
         self._latest: dict[str, Decision] = {}
@@ -99,7 +111,7 @@ class SiteSession:
         if self._recipients.get(address) is None:
             so_far = replace(self._envelope, recipients=(*self._live(), address))
             self._seen = evaluation = self._evaluate(Stage.RCPT, so_far, recipient=address)
-            decision = decide_from(self.policy, evaluation)
+            decision = self._decide(evaluation)
             told = decision.settled and not decision.could_not_tell
             self._recipients[address] = decision if told and decision.verdict is not Verdict.NONE else None
             self._latest[address] = decision
@@ -108,7 +120,7 @@ class SiteSession:
             return Answer()
         if decision.verdict in REFUSALS and not self._envelope.local:
             return _answer(decision)
-        return Answer(settled=True, pending=decision.verdict is not Verdict.NONE or bool(decision.edits))
+        return Answer(settled=True, pending=decision.verdict is not Verdict.NONE or bool(decision.changes))
 
     def headers(self, mail: Mail) -> Answer:
         """Take the header, once every recipient has been named."""
@@ -132,19 +144,28 @@ class SiteSession:
                 decision = replace(found[-1], verdict=Verdict.NONE, reply=None, stage=None) if found else None
         if decision is None:
             evaluation = self._seen or self._evaluate(Stage.CONNECT, self._envelope)
-            decision = decide_from(self.policy, evaluation)
+            decision = self._decide(evaluation)
         return self._told(decision)
 
     # Deciding
 
     def _evaluate(self, stage: Stage, envelope: Envelope, recipient: str = "", mail: Mail | None = None) -> Evaluation:
-        facts = Facts(stage, envelope, recipient, mail, self._now, self.delimiter)
-        return Evaluation(self.policy.index, facts, self._seen)
+        facts = Facts(stage, envelope, recipient, mail, self._now, self.delimiter, assumed=self._assumed)
+        return Evaluation(self.policy.index, facts, self._seen, self._answers)
+
+    def _decide(self, evaluation: Evaluation) -> Decision:
+        while True:
+            try:
+                return decide_from(self.policy, evaluation)
+            except Wanted as wanted:
+                if self._answers is None or self._answer is None:
+                    raise
+                self._answers[wanted.need] = self._answer(wanted.need)
 
     def _early(self, stage: Stage) -> Answer:
         if self._message is None:
             self._seen = self._evaluate(stage, self._envelope)
-            decision = decide_from(self.policy, self._seen)
+            decision = self._decide(self._seen)
             if decision.settled:
                 self._message = decision
                 if stage < Stage.MAIL:
@@ -162,7 +183,7 @@ class SiteSession:
             self._latest = {}
             for address in self._asked():
                 evaluation = self._evaluate(stage, envelope, address, mail)
-                self._latest[address] = decide_from(self.policy, evaluation)
+                self._latest[address] = self._decide(evaluation)
                 self._seen = evaluation
             decision = self._joined()
             if not decision.settled:
@@ -197,8 +218,7 @@ class SiteSession:
                     return untold[0]
             chosen = [one for one in found if one.settled and one.verdict is verdict]
             if chosen:
-                edits = max((one.edits for one in found), key=len) if verdict is Verdict.HOLD else ()
-                return replace(chosen[0], edits=edits)
+                return _with_most(chosen[0], found if verdict is Verdict.HOLD else ())
         settled = [one for one in self._recipients.values() if one is not None and one.verdict not in REFUSALS]
         verdicts = {one.verdict for one in (*found, *settled)}
         template = (found or settled)[-1] if found or settled else Decision()
@@ -206,13 +226,13 @@ class SiteSession:
             return template
         kept = [one for one in (*found, *settled) if one.verdict is not Verdict.DISCARD]
         accepted = bool(kept) and all(one.verdict is Verdict.ACCEPT for one in kept)
-        return replace(
+        joined = replace(
             kept[0] if kept else template,
             verdict=Verdict.ACCEPT if accepted else Verdict.NONE,
             stage=max(one.stage or Stage.CONNECT for one in kept) if accepted else None,
             reply=None,
-            edits=max((one.edits for one in kept), key=len, default=()),
         )
+        return _with_most(joined, kept)
 
     # Telling
 
@@ -248,21 +268,42 @@ def _merged(decision: Decision, others: dict[str, Decision]) -> Callable[[], tup
     return lines
 
 
+def _with_most(decision: Decision, others: Sequence[Decision]) -> Decision:
+    """Return the decision with what most of the others' rules came to: a rule that ended early for one saw less."""
+    return replace(
+        decision,
+        edits=max((one.edits for one in others), key=len, default=()),
+        envelope=max((one.envelope for one in others), key=len, default=()),
+        log=max((one.log for one in others), key=len, default=decision.log),
+        score=max((one.score for one in others), key=abs, default=decision.score),
+        tags=max((one.tags for one in others), key=len, default=decision.tags),
+    )
+
+
 def _answer(decision: Decision, *, removed: bool = False) -> Answer:
     return Answer(
         verdict=decision.verdict,
         reply=decision.reply,
         settled=True,
-        pending=bool(decision.edits) or removed or decision.verdict is Verdict.HOLD,
+        pending=bool(decision.changes) or removed or decision.verdict is Verdict.HOLD,
         could_not_tell=decision.could_not_tell,
     )
 
 
 def drive(
-    policy: Policy, mail: Mail, envelope: Envelope, *, now: datetime | None = None, delimiter: str = "+"
+    policy: Policy,
+    mail: Mail,
+    envelope: Envelope,
+    *,
+    now: datetime | None = None,
+    delimiter: str = "+",
+    assumed: tuple[tuple[str, Value], ...] = (),
 ) -> Decision:
-    """Return what a site's policy makes of a message, stage by stage as the milter asks, each only where it must."""
-    session = SiteSession(policy, delimiter=delimiter)
+    """Return what a site's policy makes of a message, stage by stage as the milter asks, each only where it must.
+
+    assumed: the answers to needs, by their kind; nobody is asked.
+    """
+    session = SiteSession(policy, delimiter=delimiter, assumed=assumed)
     answer = session.connect(envelope.client, envelope.client_name, envelope.local)
     if not answer.settled and not envelope.local:
         answer = session.helo(envelope.helo)

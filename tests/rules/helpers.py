@@ -32,6 +32,11 @@ Reply-To: replies@example.org
 Subject: =?utf-8?q?Caf=C3=A9_invoice_2024?=
 List-Id: Python development <python-dev.python.org>
 Message-ID: <1@example.org>
+References: <0@example.org> <half@example.org>
+In-Reply-To: <0@example.org>
+Authentication-Results: mx.example.com; spf=pass smtp.mailfrom=bob@example.org; dkim=pass header.d=example.org;
+ dkim=fail header.d=other.example
+Authentication-Results: mx.example.org; dmarc=pass header.from=example.org
 X-Score: 7.5
 X-Tag: one
 X-Tag: two
@@ -47,7 +52,7 @@ Content-Type: multipart/mixed; boundary=b
 Content-Type: text/plain; charset=utf-8
 
 A limited offer, \xc3\xa9tonnant.
-Second line here.
+Second line here, at https://shop.example.net/offer.
 --b
 Content-Type: text/html
 
@@ -70,7 +75,14 @@ PK
 
 def policy_of(text: str, *, site: bool = False, lists: dict[str, bytes] | None = None) -> Policy:
     """Return the policy of a rule file that must be without a problem."""
-    policy, problems = load(text.encode(), "rules.yaml", site=site, read_list=(lists or {}).__getitem__)
+    policy, problems = load(
+        text.encode(),
+        "rules.yaml",
+        site=site,
+        read_list=(lists or {}).__getitem__,
+        authserv_ids=("mx.example.com",),
+        programs=("spool", "scan"),
+    )
     assert [str(problem) for problem in problems if not problem.warning] == []
     assert policy is not None
     return policy

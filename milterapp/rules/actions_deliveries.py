@@ -1,0 +1,233 @@
+"""Actions that deliver, for one recipient: folders, forwards, answers, programs.
+
+Must never: deliver anything; the agent carries deliveries out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+from milterapp.mail.values import Mailbox
+from milterapp.rules.action import Action, Fill, Given, Outcome
+from milterapp.rules.conditions_marks import ProgramName
+from milterapp.rules.decision import File, Filter, Forward, Pipe, SendReply, Vacation
+from milterapp.rules.placeholders import Template, Value, one_line
+from milterapp.rules.targets import Target
+
+__all__ = [
+    "Address", "FileInto", "FilterThrough", "Flags", "Folder", "ForwardTo", "PipeTo", "ReplyWith",
+    "VacationReply",
+]  # fmt: skip
+
+Address = NewType("Address", str)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder as a rule writes it: a text for each level, from the top."""
+
+    levels: tuple[Template, ...]
+
+    def fill(self, fill: Fill) -> tuple[str, ...]:
+        """Return the levels, each one harmless component whatever the values are."""
+        return tuple(
+            level.literal if level.literal is not None else Mailbox.component(level.fill(fill, one_line))
+            for level in self.levels
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileInto(Action):
+    """File the message into a folder of the Maildir: `file: Lists/Python`, made where it is missing. A value in it is
+    always part of one level's name. With `copy: true` the rules go on.
+    """
+
+    word = "file"
+    main = "folder"
+    site = False
+
+    folder: Folder
+    copy: bool = False
+
+    def ends(self) -> bool:
+        """Return whether the rules end here."""
+        return not self.copy
+
+    def templates(self) -> tuple[Template, ...]:
+        """Return the levels."""
+        return self.folder.levels
+
+    def apply(self, outcome: Outcome, given: Given) -> None:
+        """File."""
+        outcome.deliver(File(self.folder.fill(given.fill), self.copy, outcome.flags), copy=self.copy)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardTo(Action):
+    """Send the message on to an address, or to each of several: `forward: me@example.org`. A value from the message
+    may stand there only whole, and only where a list that the rule itself asks with `in` holds that very address.
+    With `copy: true` the rules go on.
+    """
+
+    word = "forward"
+    main = "to"
+    site = False
+
+    to: tuple[Target, ...]
+    copy: bool = False
+
+    def ends(self) -> bool:
+        """Return whether the rules end here."""
+        return not self.copy
+
+    def templates(self) -> tuple[Template, ...]:
+        """Return the addresses."""
+        return tuple(one.address for one in self.to)
+
+    def apply(self, outcome: Outcome, given: Given) -> None:
+        """Forward."""
+        for one in self.to:
+            outcome.deliver(Forward(one.address.fill(given.fill, str), self.copy), copy=self.copy)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyWith(Action):
+    """Answer the sender with a text; the rules go on and the message is kept, unless they say otherwise. Once for
+    each correspondent and interval, and never to a list, a bounce, another automatic answer or a null sender: no rule
+    can switch that off. Without `subject` it is `Re:` and the subject of the message. A value is one line of the text.
+    """
+
+    word = "reply"
+    main = "text"
+    site = False
+
+    text: Template
+    subject: Template | None = None
+
+    def ends(self) -> bool:
+        """Return False: an answer never ends the rules."""
+        return False
+
+    def templates(self) -> tuple[Template, ...]:
+        """Return text and subject."""
+        return (self.text, self.subject) if self.subject else (self.text,)
+
+    def apply(self, outcome: Outcome, given: Given) -> None:
+        """Reply."""
+        subject = one_line(self.subject.fill(given.fill, one_line)) if self.subject else ""
+        outcome.deliver(SendReply(self.text.fill(given.fill, one_line), subject, given.rule), copy=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Flags(Action):
+    """Mark what the rule's `file` files with IMAP's words: `flag: flagged`, any of `seen`, `flagged`, `answered`. It
+    stands in a rule with `file`: nothing else can carry it.
+    """
+
+    word = "flag"
+    main = "words"
+    site = False
+
+    words: tuple[Literal["seen", "flagged", "answered"], ...]
+
+    def apply(self, outcome: Outcome, given: Given) -> None:  # noqa: ARG002
+        """Give the flags to what this rule files; it is carried out before the rule's deliveries."""
+        outcome.flags = tuple(sorted({*outcome.flags, *self.words}))
+
+
+@dataclass(frozen=True, slots=True)
+class VacationReply(Action):
+    """Tell the sender that you are away (RFC 5230): a text, at most once in `days` (7) for each correspondent; the
+    rules go on, and the message is kept unless they say otherwise. Only where the message names you in To, Cc or Bcc;
+    `addresses` are other ones of yours. `from` is the sender it names, one of those; `subject` the answer's. Texts
+    with the same `handle` count as one; without it each text counts for itself. What holds for `reply` holds here
+    too.
+    """
+
+    word = "vacation"
+    main = "text"
+    site = False
+
+    text: Template
+    subject: Template | None = None
+    days: int = 7
+    from_: Address = Address("")
+    addresses: tuple[Address, ...] = ()
+    handle: str = ""
+
+    def ends(self) -> bool:
+        """Return False: an answer never ends the rules."""
+        return False
+
+    def templates(self) -> tuple[Template, ...]:
+        """Return text and subject."""
+        return (self.text, self.subject) if self.subject else (self.text,)
+
+    def apply(self, outcome: Outcome, given: Given) -> None:
+        """Answer. The handle is over the arguments as the rule has them (RFC 5230 section 4.2)."""
+        said = "\0".join("".join(map(str, one.parts)) for one in self.templates())
+        handle = self.handle or hashlib.sha256(f"{said}\0{self.from_}".encode()).hexdigest()[:32]
+        subject = one_line(self.subject.fill(given.fill, one_line)) if self.subject else ""
+        text = self.text.fill(given.fill, one_line)
+        outcome.deliver(Vacation(text, subject, self.days, self.from_, self.addresses, handle, given.rule), copy=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PipeTo(Action):
+    """Give the message to a program that the site allows, by its name there: `pipe: spool`, or
+    `pipe: {program: spool, arguments: ['${from.domain}']}`. No shell is involved; a value is one argument or a part of
+    one, and never makes it an option. Where the program fails, the message waits. With `copy: true` the rules go on.
+    """
+
+    word = "pipe"
+    main = "program"
+    site = False
+
+    program: ProgramName
+    arguments: tuple[Template, ...] = ()
+    copy: bool = False
+
+    def ends(self) -> bool:
+        """Return whether the rules end here."""
+        return not self.copy
+
+    def templates(self) -> tuple[Template, ...]:
+        """Return the arguments."""
+        return self.arguments
+
+    def apply(self, outcome: Outcome, given: Given) -> None:
+        """Pipe."""
+        outcome.deliver(Pipe(self.program, _arguments(self.arguments, given.fill), self.copy), copy=self.copy)
+
+
+@dataclass(frozen=True, slots=True)
+class FilterThrough(Action):
+    """Give the message to a program that the site allows, and go on with what it writes: `filter: spamassassin`; as
+    `pipe` otherwise. What the rules ask is asked of the message as it came, and edits are made before.
+    """
+
+    word = "filter"
+    main = "program"
+    site = False
+
+    program: ProgramName
+    arguments: tuple[Template, ...] = ()
+
+    def templates(self) -> tuple[Template, ...]:
+        """Return the arguments."""
+        return self.arguments
+
+    def apply(self, outcome: Outcome, given: Given) -> None:
+        """Filter."""
+        outcome.filters.append(Filter(self.program, _arguments(self.arguments, given.fill)))
+
+
+def _arguments(templates: tuple[Template, ...], fill: Fill) -> tuple[str, ...]:
+    """Return the arguments: a value is one line, and where one begins an argument no `-` begins it."""
+    made = []
+    for one in templates:
+        text = one.fill(fill, one_line)
+        made.append(text.lstrip("-") if one.parts and isinstance(one.parts[0], Value) else text)
+    return tuple(made)

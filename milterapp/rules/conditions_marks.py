@@ -1,0 +1,229 @@
+"""Conditions on what earlier rules said of the message, and on what only the edge knows: rates, duplicates, programs.
+
+Must never: count, remember or run anything; deciding asks the edge with a Need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NewType
+
+from milterapp.mail.envelope import Stage, split_address, split_detail
+from milterapp.rules.conditions import Direct
+from milterapp.rules.facts import Facts
+from milterapp.rules.folding import fold, fold_domain
+from milterapp.rules.lists import TypedList
+from milterapp.rules.truth import Marks, Need, Truth, Value
+
+__all__ = [
+    "MARKS_CONDITIONS", "Asked", "Command", "Duplicate", "Marked", "ProgramName", "Rate", "RateOfRecipient", "Score",
+    "Tag", "TagName",
+]  # fmt: skip
+
+TagName = NewType("TagName", str)
+ProgramName = NewType("ProgramName", str)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked(Direct):
+    """A condition on what the rules above have marked the message with."""
+
+    stage = Stage.CONNECT
+
+    def standing(self, marks: Marks) -> Truth:
+        """Return whether it holds where the rule stands."""
+        raise NotImplementedError
+
+    def shows(self, marks: Marks) -> str:
+        """Return what it looked at, as a trace shows it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Marked):
+    """What `score` actions of the rules above add up to: `score: {over: 5}`, `under`, or the number itself. It begins
+    with 0; in a personal rule with what the site's rules came to.
+    """
+
+    word = "score"
+
+    is_: float | None = None
+    over: float | None = None
+    under: float | None = None
+
+    def standing(self, marks: Marks) -> Truth:
+        """Return whether the score passes."""
+        if marks.unknown is not None:
+            return marks.unknown
+        score = round(marks.score, 6)
+        return (
+            (self.is_ is None or score == self.is_)
+            and (self.over is None or score > self.over)
+            and (self.under is None or score < self.under)
+        )
+
+    def say(self) -> str:
+        """Return the condition as a trace shows it."""
+        asked = (("is", self.is_), ("over", self.over), ("under", self.under))
+        return f"{self.word} {' and '.join(f'{name} {value:g}' for name, value in asked if value is not None)}"
+
+    def shows(self, marks: Marks) -> str:
+        """Return the score."""
+        return f"{marks.score:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tag(Marked):
+    """A tag that a rule above gave the message with the action `tag`: `tag: suspicious`, any of several, or
+    `{in: NAME}` for those of a list. In a personal rule also those of the site's rules. Case does not count.
+    """
+
+    word = "tag"
+
+    words: tuple[TagName, ...] = ()
+    lists: tuple[TypedList, ...] = ()
+
+    def standing(self, marks: Marks) -> Truth:
+        """Return whether there is such a tag; one that is there stays."""
+        for tag in marks.tags:
+            if tag in self.words or any(one.holds(tag, (tag,)) for one in self.lists):
+                return True
+        return False if marks.unknown is None else marks.unknown
+
+    def say(self) -> str:
+        """Return the condition as a trace shows it."""
+        return f"{self.word} {'is ' + ' or '.join(self.words) if self.words else 'in a list'}"
+
+    def shows(self, marks: Marks) -> str:
+        """Return the tags there are."""
+        return ", ".join(sorted(marks.tags)) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Direct):
+    """A condition on a fact that the edge is asked for, once everything else in the rule holds."""
+
+    kind: ClassVar[str]
+    assumed: ClassVar[Value]
+
+    def need(self, facts: Facts, rule: str) -> Need | None:
+        """Return what to ask for; None where there is nothing to ask about, and the condition does not hold."""
+        raise NotImplementedError
+
+    def met(self, answer: int) -> bool:
+        """Return whether the answer is what the rule asks."""
+        raise NotImplementedError
+
+
+By = Literal["client", "login", "sender", "sender_domain", "recipient", "recipient_domain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate(Asked):
+    """More messages than `over` within a time, counted by one of `client`, `login`, `sender`, `sender_domain`,
+    `recipient`, `recipient_domain`, or by several together: `rate: {by: login, over: 100, within: 1 hour}`. Each rule
+    counts for itself, the messages for which all else in it holds, each of them once. It does not hold for a message
+    that has no such thing. Counted by recipient it is a condition on one `recipient`.
+    """
+
+    word = "rate"
+    kind = "rate"
+    stage = Stage.MAIL
+    assumed = 0
+
+    by: tuple[By, ...]
+    over: int
+    within: float
+
+    def need(self, facts: Facts, rule: str) -> Need | None:
+        """Return what to count by."""
+        key = tuple(_counted_by(one, facts) for one in self.by)
+        return Need(self.kind, rule, key, self.within) if all(key) else None
+
+    def met(self, answer: int) -> bool:
+        """Return whether there were more."""
+        return answer > self.over
+
+    def say(self) -> str:
+        """Return the condition as a trace shows it."""
+        return f"{self.word} by {' and '.join(self.by)} over {self.over} within {self.within:g} s"
+
+
+class RateOfRecipient(Rate):
+    """A rate that is counted for each recipient."""
+
+    stage = Stage.RCPT
+    one_recipient = True
+
+
+def _counted_by(word: str, facts: Facts) -> str:
+    name, _, domain = word.partition("_")
+    if name in ("client", "login"):
+        return str(getattr(facts.envelope, name))
+    address = facts.envelope.sender if name == "sender" else facts.recipient
+    local, host = split_address(address)
+    if domain:
+        return fold_domain(host)
+    user, _ = split_detail(fold(local), facts.delimiter)
+    return f"{user}@{fold_domain(host)}" if address else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate(Asked):
+    """`yes`: a message with the same Message-ID came before, within 7 days or `{within: 2 days}`. A message without
+    one is no duplicate. In a site rule it may not lead to `reject` or `discard`: the milter cannot know that Postfix
+    kept the first copy.
+    """
+
+    word = "duplicate"
+    kind = "duplicate"
+    stage = Stage.HEADERS
+    assumed = False
+
+    within: float = 7 * 86400.0
+
+    def need(self, facts: Facts, rule: str) -> Need | None:
+        """Return the Message-ID to look for."""
+        found = facts.message.message_id
+        return Need(self.kind, rule, (found[:1000],), self.within) if found else None
+
+    def met(self, answer: int) -> bool:
+        """Return whether it was there."""
+        return bool(answer)
+
+    def say(self) -> str:
+        """Return the condition as a trace shows it."""
+        return f"{self.word} within {self.within:g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Asked):
+    """The exit status of a program that the site allows, given the message on standard input: `command: NAME` holds
+    where it is 0; `{run: NAME, arguments: [...], status: 1}` has all there is. No shell is involved. Other
+    conditions of the rule are looked at first.
+    """
+
+    word = "command"
+    kind = "command"
+    stage = Stage.BODY
+    site = False
+    assumed = 0
+
+    run: ProgramName
+    arguments: tuple[str, ...] = ()
+    status: int = 0
+
+    def need(self, facts: Facts, rule: str) -> Need | None:  # noqa: ARG002 - the same for every message
+        """Return what to run."""
+        return Need(self.kind, rule, (self.run, *self.arguments))
+
+    def met(self, answer: int) -> bool:
+        """Return whether it ended with that status."""
+        return answer == self.status
+
+    def say(self) -> str:
+        """Return the condition as a trace shows it."""
+        return f"{self.word} {self.run} ends with {self.status}"
+
+
+MARKS_CONDITIONS = (Score, Tag, Rate, Duplicate, Command)
