@@ -123,6 +123,9 @@ class _Steps:
                 outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
                 return outcome.word == "done"
             return outcome.word != "failed"
+        if not isinstance(delivery, SendReply):  # rulefile refuses rules with any other
+            self.outcomes[step] = Outcome("failed", "this delivery is not known here")
+            return False
         return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
 
     def _file(self, step: str, folder: Sequence[str]) -> Outcome:

@@ -31,7 +31,9 @@ _VALUES: dict[str, type] = {
         decision.Reply,
         problem.Place,
         problem.Problem,
+        decision.Filter,
         *get_args(decision.Delivery),
+        *get_args(decision.EnvelopeEdit),
         *get_args(edits.Edit),
     )
 }

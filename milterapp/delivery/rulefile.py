@@ -19,6 +19,8 @@ from milterapp.rules.problem import Place, Problem
 
 __all__ = ["Loaded", "RuleFile", "Unavailable", "UnsafeError", "open_home"]
 
+# Of milterapp.rules.reading.CAN, what the agent carries out.
+_CAN = frozenset(("prepend_header", "banner", "footer", "drop_attachments", "replace_body"))
 _LIMIT = 1024 * 1024  # bytes of a rule file, and of each list
 _NO_HOME = frozenset({"", "/nonexistent", "/dev/null"})  # what passwd(5) writes for accounts without a home
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -100,7 +102,7 @@ class RuleFile:
                     source = self._read(folder, self._name)
                     if fault:
                         raise UnsafeError(fault)
-                    loaded = Loaded(*load(source, self._shown, site=False, read_list=self._lists(folder)))
+                    loaded = Loaded(*load(source, self._shown, site=False, read_list=self._lists(folder), can=_CAN))
         except FileNotFoundError:
             return Loaded(None)
         except UnsafeError as error:

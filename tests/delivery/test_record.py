@@ -7,24 +7,60 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milterapp.delivery.record import RecordError, from_text, to_text
-from milterapp.mail.edits import AddHeader, PrefixSubject, RemoveHeader, SetHeader
+from milterapp.mail.edits import (
+    AddHeader,
+    Banner,
+    DropAttachments,
+    Footer,
+    PrefixSubject,
+    PrependHeader,
+    RemoveHeader,
+    ReplaceBody,
+    SetHeader,
+)
 from milterapp.mail.envelope import Stage
-from milterapp.rules.decision import Decision, Explanation, File, Forward, Keep, Reply, SendReply, Verdict
+from milterapp.rules.decision import (
+    AddRecipient,
+    Decision,
+    Explanation,
+    File,
+    Filter,
+    Forward,
+    Keep,
+    Pipe,
+    RemoveRecipient,
+    Reply,
+    SendReply,
+    SetSender,
+    Transport,
+    Vacation,
+    Verdict,
+)
 from milterapp.rules.problem import Place, Problem
 
 TEXTS = st.text(st.characters(), max_size=20)  # surrogates too
+WORDS = st.lists(TEXTS, max_size=3).map(tuple)
+NUMBERS = st.lists(st.integers(), max_size=3).map(tuple)
 DELIVERIES = st.one_of(
     st.builds(Keep, st.booleans()),
-    st.builds(File, st.lists(TEXTS).map(tuple), st.booleans()),
+    st.builds(File, st.lists(TEXTS).map(tuple), st.booleans(), WORDS),
     st.builds(Forward, TEXTS, st.booleans()),
     st.builds(SendReply, TEXTS, TEXTS, TEXTS, TEXTS),
+    st.builds(Vacation, TEXTS, TEXTS, st.integers(), TEXTS, WORDS, TEXTS, TEXTS, TEXTS),
+    st.builds(Pipe, TEXTS, WORDS, st.booleans()),
 )
 EDITS = st.one_of(
     st.builds(AddHeader, TEXTS, TEXTS),
     st.builds(SetHeader, TEXTS, TEXTS),
-    st.builds(RemoveHeader, TEXTS),
+    st.builds(PrependHeader, TEXTS, TEXTS),
+    st.builds(RemoveHeader, TEXTS, st.none() | NUMBERS),
     st.builds(PrefixSubject, TEXTS),
+    st.builds(Banner, TEXTS, TEXTS, TEXTS, st.booleans()),
+    st.builds(Footer, TEXTS, TEXTS, TEXTS, st.booleans()),
+    st.builds(DropAttachments, NUMBERS, TEXTS),
+    st.builds(ReplaceBody, TEXTS),
 )
+ENVELOPE = st.one_of(*(st.builds(one, TEXTS) for one in (SetSender, AddRecipient, RemoveRecipient, Transport)))
 DECISIONS = st.builds(
     Decision,
     verdict=st.sampled_from(Verdict),
@@ -35,7 +71,12 @@ DECISIONS = st.builds(
     deliveries=st.lists(DELIVERIES, max_size=5).map(tuple),
     problems=st.lists(st.builds(Problem, st.builds(Place, TEXTS), TEXTS), max_size=2).map(tuple),
     could_not_tell=TEXTS,
-    matched=st.lists(TEXTS, max_size=3).map(tuple),
+    matched=WORDS,
+    filters=st.lists(st.builds(Filter, TEXTS, WORDS), max_size=2).map(tuple),
+    envelope=st.lists(ENVELOPE, max_size=3).map(tuple),
+    score=st.floats(allow_nan=False, allow_infinity=False),
+    tags=WORDS,
+    log=WORDS,
 )
 
 
