@@ -12,6 +12,7 @@ the connection passed on (the recipient's agent) can only ask for what follows f
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +36,8 @@ from milterapp.state.database import StateError
 __all__ = ["Service", "main"]
 
 _CONNECTIONS = 100  # at once; the rest wait in the backlog
+_FOR_ONE = 8  # of them for one user; an agent needs one, and what it killed before may still have another
+_PAUSE = 0.5  # seconds, where a connection cannot be taken
 _STACK = 1024 * 1024
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
 _LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
@@ -51,6 +55,7 @@ class Service:
         self._room = threading.BoundedSemaphore(_CONNECTIONS)
         self._quiet = threading.Condition()
         self._requests = 0
+        self._users: Counter[str] = Counter()
         self._stopping = False
         self._log = log.get("submit")
 
@@ -62,9 +67,13 @@ class Service:
             self._room.acquire()
             try:
                 connection, _ = listener.accept()
-            except OSError:
+            except OSError as error:
                 self._room.release()
-                break
+                if error.errno in (errno.EINVAL, errno.EBADF):  # the listener was shut down
+                    break
+                self._log.error("no connection taken", reason=str(error))
+                time.sleep(_PAUSE)
+                continue
             try:
                 uid = wire.peer_uid(connection)
                 if uid != self._monitor:
@@ -95,6 +104,23 @@ class Service:
                 self._requests -= 1
                 self._quiet.notify_all()
 
+    @contextmanager
+    def _one_of(self, user: str) -> Iterator[None]:
+        """Count a user's connections; the monitor's own, without a user, it bounds itself.
+
+        Raises WireError where an agent keeps more than one can need: they would be missing for everybody else.
+        """
+        with self._quiet:
+            if user and self._users[user] >= _FOR_ONE:
+                raise wire.WireError(f"{user!a} holds {_FOR_ONE} connections")
+            self._users[user] += 1
+        try:
+            yield
+        finally:
+            with self._quiet:
+                self._users[user] -= 1
+                self._users += Counter()  # forgets who has none
+
     def _sweep(self) -> None:
         try:
             self._postman.sweep(int(time.time()))
@@ -110,7 +136,8 @@ class Service:
                 if first is None:
                     return
                 try:
-                    self._converse(connection, first)
+                    with self._one_of(first.text("user")):
+                        self._converse(connection, first)
                 finally:
                     first.close()
         except (wire.WireError, sealed.SealError, OSError) as error:
@@ -184,9 +211,12 @@ def main(argv: list[str]) -> int:
         os.umask(0o077)
         postman = Postman(SubmitPolicy.from_site(settings))
         listener = door.listen(own["socket"], 0o660)
-    except (linux.PrivilegeError, StateError, ValueError, OSError) as error:
+    except (linux.PrivilegeError, ValueError) as error:
         said.error("cannot start", reason=str(error))
         return os.EX_CONFIG
+    except (StateError, OSError) as error:  # a full disk, a former one that still ends: worth another try
+        said.error("cannot start", reason=str(error))
+        return os.EX_TEMPFAIL
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
     said.info("ready", socket=own["socket"])

@@ -8,6 +8,7 @@ import grp
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import sqlite3
@@ -353,6 +354,44 @@ def test_a_request_under_way_is_not_begun_twice(world: World) -> None:
     assert len(world.hand_back.taken) == 1
 
 
+def test_one_user_cannot_hold_all_connections(world: World) -> None:
+    """A taken-over agent that keeps its connections loses further ones itself; other people's mail goes on."""
+    kept = [world.bound(queue_id=f"4H{number}") for number in range(8)]
+    assert [ask(one, "KEEP")[0] for one in kept] == ["DONE"] * 8
+    assert world.bound(queue_id="4I").recv(1) == b""
+    assert ask(world.bound(user="carol"), "KEEP")[0] == "DONE"
+    assert ask(world.bound(user="", queue_id="4J"), "KEEP")[0] == "DONE"
+    kept[0].close()
+    while not ask_or_closed(world.bound(queue_id="4I")):
+        time.sleep(0.01)  # it has yet to see the end of the first one
+
+
+def ask_or_closed(connection: socket.socket) -> bool:
+    """Ask to keep; False where the connection is closed instead."""
+    try:
+        wire.send(connection, "KEEP", {})
+        answer = wire.receive(connection, RESPONSES)
+    except OSError:
+        return False
+    return answer is not None and answer.kind == "DONE"
+
+
+def test_without_a_free_descriptor_it_waits_for_one(world: World) -> None:
+    """Where no connection can be taken for a moment, the service goes on after it."""
+    caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(caller.fileno())
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        caller.connect(str(world.folder / "submit"))
+        time.sleep(0.2)  # time to fail; with less it would only prove less
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        caller.close()
+    assert ask(world.bound(), "KEEP")[0] == "DONE"
+
+
 def test_only_the_monitor_may_ask(tmp_path: Path) -> None:
     """A peer of any other uid is hung up on before a word of it is read."""
     world = World(tmp_path, monitor=os.geteuid() + 1)
@@ -510,3 +549,11 @@ def test_the_service_does_not_start_without_its_accounts(passable: Path, account
     assert ended.returncode == 78
     assert b"cannot start" in ended.stderr
     assert next(iter(accounts.values())).encode() in ended.stderr
+
+
+@pytest.mark.root
+def test_what_may_pass_is_no_reason_to_stay_away(passable: Path) -> None:
+    """A state that cannot be opened now, on a full disk say, ends with 75, after which the unit tries again."""
+    (passable / "state").write_text("in the way")
+    ended = subprocess.run([*SERVICE, _settings(passable)], capture_output=True, check=False, timeout=20)
+    assert (ended.returncode, b"cannot start" in ended.stderr) == (75, True)
