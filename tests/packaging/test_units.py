@@ -91,6 +91,14 @@ def test_kinds_of_keys(unit: Path) -> None:
 
 
 @ids
+def test_a_service_is_started_again_for_ever(unit: Path) -> None:
+    """What ended is started again, without a number of times after which systemd would leave it and mail would wait."""
+    assert values(unit, "Restart") == ["on-failure"]
+    assert values(unit, "StartLimitIntervalSec") == ["0"]
+    assert "75" not in values(unit, "RestartPreventExitStatus")[0].split()
+
+
+@ids
 def test_only_the_monitor_has_capabilities(unit: Path) -> None:
     """No unit but the monitor's names a capability, and that one only the two."""
     wanted = ["CAP_SETUID CAP_SETGID"] if unit.stem == "milterapp-monitor" else [""]
