@@ -5,14 +5,16 @@ Must never: be met by a decision that could not tell.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, SendReply, Verdict
+from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Pipe, SendReply, Vacation, Verdict
 from milterapp.rules.problem import near_miss
 
 __all__ = ["WORDS", "Expectation"]
 
-DELIVERIES = ("keep", "file", "forward", "reply")
+DELIVERIES = ("keep", "file", "forward", "reply", "vacation", "pipe")
 WORDS = (*(verdict.value for verdict in Verdict), *DELIVERIES)
 
 
@@ -20,7 +22,8 @@ WORDS = (*(verdict.value for verdict in Verdict), *DELIVERIES)
 class Expectation:
     """One expectation. word: a verdict or a delivery; argument: `Lists/Python` of `file`, part of a reply's text, …
 
-    `rule` and `no_rule` expect a rule of that name to match or not, `edit` an edit such as `add_header X-Spam: yes`.
+    `rule` and `no_rule` expect a rule of that name to match or not, `edit` an edit such as `add_header X-Spam: yes`,
+    `banner` and the like a part of its text, `tag` a tag, `score` a number, `log` a part of a line.
     """
 
     word: str
@@ -50,11 +53,27 @@ class Expectation:
         if self.word in ("rule", "no_rule"):
             return (self.argument in decision.matched) is (self.word == "rule")
         if self.word == "edit":
-            return any(describe(edit.to_json()) == self.argument for edit in decision.edits)
+            return any(describe(edit.to_json()) == self.argument for edit in decision.changes)
+        if self.word in PARTS_OF:
+            part = "" if self.word == "drop_attachments" else self.argument
+            made = [edit.to_json() for edit in decision.changes]
+            return any(one["action"] == self.word and part in str(one.get("text", "")) for one in made)
+        if self.word in LEFT:
+            return LEFT[self.word](decision, self.argument)
         if self.word in DELIVERIES:
             return any(_is(delivery, self.word, self.argument) for delivery in decision.deliveries)
         said = not self.argument or self.argument in str(decision.reply)
         return decision.verdict is Verdict(self.word) and said
+
+
+# What rules leave beside edits and deliveries.
+LEFT: dict[str, Callable[[Decision, str], bool]] = {
+    "tag": lambda decision, argument: argument.lower() in decision.tags,
+    "score": lambda decision, argument: f"{decision.score:g}" == argument,
+    "log": lambda decision, argument: any(argument in line for line in decision.log),
+}
+# Edits of which an expectation has a part of the text.
+PARTS_OF = ("banner", "footer", "replace_body", "drop_attachments")
 
 
 def _is(delivery: Delivery, word: str, argument: str) -> bool:
@@ -64,17 +83,28 @@ def _is(delivery: Delivery, word: str, argument: str) -> bool:
         return word == "file" and argument in ("", "/".join(delivery.folder))
     if isinstance(delivery, Forward):
         return word == "forward" and argument.lower() in ("", delivery.to.lower())
+    if isinstance(delivery, Pipe):
+        return word == "pipe" and argument in ("", delivery.program)
+    if isinstance(delivery, Vacation):
+        return word == "vacation" and argument in delivery.text
     return isinstance(delivery, SendReply) and word == "reply" and argument in delivery.text
 
 
-def describe(edit: dict[str, str]) -> str:
+MAIN = ("prefix", "text", "sender", "address", "to", "program")
+
+
+def describe(edit: dict[str, Any]) -> str:
     """Return an edit as an expectation writes it: `add_header X-Spam: yes`, `remove_header X-Spam`."""
-    words = edit["action"]
+    words = str(edit["action"])
     if "name" in edit:
-        words += f" {edit['name']}" + (f": {edit['value']}" if "value" in edit else "")
-    elif "prefix" in edit:
-        words += f" {edit['prefix']}"
-    return words
+        return words + f" {edit['name']}" + (f": {edit['value']}" if "value" in edit else "")
+    main = next((str(edit[key]) for key in MAIN if key in edit), "")
+    return f"{words} {main}".rstrip() if words not in PARTS_OF else f"{words} {_shown(edit)}".rstrip()
+
+
+def _shown(edit: dict[str, Any]) -> str:
+    text = " ".join(str(edit.get("text", edit.get("note", ""))).split())
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def summary(decision: Decision) -> str:
@@ -89,6 +119,6 @@ def summary(decision: Decision) -> str:
     ]
     for delivery in decision.deliveries:
         shown = delivery.to_json()
-        words.append(":".join(str(shown[key]) for key in ("action", "folder", "to") if key in shown))
-    words += [describe(edit.to_json()) for edit in decision.edits]
+        words.append(":".join(str(shown[key]) for key in ("action", "folder", "to", "program") if key in shown))
+    words += [describe(edit.to_json()) for edit in decision.changes]
     return ", ".join(words)

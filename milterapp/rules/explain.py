@@ -164,14 +164,20 @@ def explain(decision: Decision) -> str:
         answer = f" ({recipient.reply})" if recipient.reply else ""
         at = f" at {recipient.stage.word}" if recipient.stage is not None else ""
         lines.append(f"recipient {recipient.address}: {recipient.verdict.value}{answer}{at}")
-    lines += [f"edit: {describe(edit.to_json())}" for edit in decision.edits]
+    lines += [f"edit: {describe(edit.to_json())}" for edit in decision.changes]
     for delivery in decision.deliveries:
         told = delivery.to_json()
         words = str(told.pop("action"))
-        words += "".join(f" {value}" for key, value in told.items() if key in ("folder", "to") and value)
+        words += "".join(f" {value}" for key, value in told.items() if key in ("folder", "to", "program") and value)
+        words += "".join(f" {value}" for value in told.get("arguments", ()))
+        words += f" ({', '.join(told['flags'])})" if told.get("flags") else ""
+        words += f" (once in {told['days']} days)" if "days" in told else ""
         words += " (copy)" if told.get("copy") else ""
         words += " (no rule asked for it)" if told.get("implicit") else ""
         words += f" {shown(told['text'])}" if "text" in told else ""
         words += f" (refused: {told['refused']})" if told.get("refused") else ""
         lines.append(f"delivery: {words}")
+    lines += [f"score: {decision.score:g}"] if decision.score else []
+    lines += [f"tags: {', '.join(decision.tags)}"] if decision.tags else []
+    lines += [f"log: {line}" for line in decision.log]
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from milterapp.rules.decode import Decoder, Missing
-from milterapp.rules.expectation import WORDS, Expectation
+from milterapp.rules.expectation import LEFT, PARTS_OF, WORDS, Expectation
 from milterapp.rules.nodes import Items, Mapping, Node, Text
 from milterapp.rules.policy import Case
 from milterapp.rules.problem import Place, near_miss
@@ -20,9 +20,17 @@ __all__ = ["read_cases"]
 Found = tuple[Expectation, ...]
 
 NAMES = ("rule", "no_rule")
-HEADERS = ("add_header", "set_header")
-TEXTS = ("remove_header", "prefix_subject")
-KEYS = (*WORDS, *HEADERS, *TEXTS, "edit", *NAMES)
+HEADERS = ("add_header", "prepend_header", "set_header")
+TEXTS = (
+    "remove_header",
+    "prefix_subject",
+    "set_sender",
+    "add_recipient",
+    "remove_recipient",
+    "transport",
+    "filter",
+)
+KEYS = (*WORDS, *HEADERS, *TEXTS, *PARTS_OF, *LEFT, "edit", *NAMES)
 
 
 def read_cases(node: Node, decoder: Decoder, rules: Sequence[str]) -> tuple[tuple[Place, Case], ...]:

@@ -22,6 +22,10 @@ WORDS = {
     "forward": ("forward: a@example.org", "forward:A@example.org", True),
     "another address": ("forward: a@example.org", "forward:b@example.org", False),
     "reply": ("reply: I am away", "reply", True),
+    "vacation": ("vacation: I am away", "vacation", True),
+    "no vacation": ("reply: I am away", "vacation", False),
+    "pipe": ("pipe: spool", "pipe:spool", True),
+    "pipe elsewhere": ("pipe: spool", "pipe:scan", False),
 }
 
 
@@ -57,6 +61,16 @@ CASES = {
     "an edit": ("add_header: {X-A: b}", "expect: {add_header: {X-A: b}}", ""),
     "another edit": ("add_header: {X-A: b}", "expect: {add_header: {X-A: c}}", "expected edit: add_header X-A: c, but"),
     "a removed header": ("remove_header: X-A", "expect: {remove_header: X-A}", ""),
+    "a banner": ("banner: Mind what you open", "expect: {banner: Mind}", ""),
+    "another banner": ("banner: Mind what you open", "expect: {banner: Care}", "expected banner: Care, but it came to"),
+    "a footer is no banner": ("footer: Mind", "expect: {banner: Mind}", "none, keep, footer Mind"),
+    "a new body": ("replace_body: gone", "expect: {replace_body: gone}", ""),
+    "no attachment": ("drop_attachments", "expect: {drop_attachments: yes}", "expected drop_attachments: yes, but"),
+    "a prepended header": ("prepend_header: {X-A: b}", "expect: {prepend_header: {X-A: b}}", ""),
+    "a tag": ("tag: Odd", "expect: {tag: odd}", ""),
+    "another tag": ("tag: odd", "expect: {tag: even}", "expected tag: even"),
+    "a score": ("score: 2.5", "expect: {score: 2.5}", ""),
+    "a line of the log": ("log: 'from ${from.address}'", "expect: {log: from a@example.org}", ""),
     "a prefix": ("prefix_subject: '[X]'", "expect: {prefix_subject: '[X]'}", ""),
     "a rule": ("stop", "expect: {rule: it}", ""),
     "no rule": ("stop", "expect: {no_rule: it}", "expected no_rule: it, but it came to none"),

@@ -84,6 +84,30 @@ def test_explaining_a_decision() -> None:
     )
 
 
+def test_explaining_everything_else() -> None:
+    """Edits, changes of the envelope, programs, answers, and what rules left are told as well."""
+    site = "- banner: Mind the gap\n- set_sender: <>\n- transport: 'smtp:a'\n- tag: odd\n- score: 1.5\n- log: seen"
+    assert explain(decide_text(rule_of("kind: list", site), site=True)).partition("\n\n")[2] == (
+        "verdict: none\n"
+        "edit: banner Mind the gap\n"
+        "edit: set_sender <>\n"
+        "edit: transport smtp:a\n"
+        "score: 1.5\n"
+        "tags: odd\n"
+        "log: seen\n"
+    )
+    own = (
+        "- filter: scan\n- vacation: Away\n- flag: seen\n- file: A\n- pipe: {program: spool, arguments: [x], copy: yes}"
+    )
+    assert explain(decide_text(rule_of("kind: list", own))).partition("\n\n")[2] == (
+        "verdict: none\n"
+        "edit: filter scan\n"
+        "delivery: vacation (once in 7 days) 'Away'\n"
+        "delivery: file A (seen)\n"
+        "delivery: pipe spool x (copy)\n"
+    )
+
+
 def test_the_trace_is_a_sequence() -> None:
     """A trace has a line for each rule, can be compared, and is the same however often it is read."""
     trace = decide_text(rule_of("kind: list")).rules
