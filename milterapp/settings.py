@@ -78,7 +78,7 @@ class SubmitSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything a site may set. log: logfmt or json."""
+    """Everything a site may set. log: logfmt or json. authserv_ids: whose Authentication-Results rules may believe."""
 
     accounts: Accounts = field(default_factory=Accounts)
     limits: Limits = field(default_factory=Limits)
@@ -86,3 +86,4 @@ class Settings:
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
     submit: SubmitSettings = field(default_factory=SubmitSettings)
     log: str = "logfmt"
+    authserv_ids: tuple[str, ...] = ()
