@@ -51,7 +51,7 @@ class Attachment:
 
     @property
     def member_names(self) -> tuple[str, ...]:
-        """Names of what stands in it where it is an archive: zip, tar, gzip, bzip2, xz. Raises LimitHit."""
+        """Names of what stands in it where it is an archive: zip, 7z, tar, gzip, bzip2, xz. Raises LimitHit."""
         return self._listing.names
 
     @property
@@ -66,6 +66,7 @@ class Attachment:
 _ARCHIVES = (
     "zip",
     "jar",
+    "7z",
     "tar",
     "gz",
     "tgz",
@@ -80,7 +81,10 @@ _ARCHIVES = (
     "odt",
     "ods",
 )
-_BEGINS = {"base64": (b"UEs", b"H4s", b"Qlp", b"/Td6"), "": (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7z")}
+_BEGINS = {
+    "base64": (b"UEs", b"H4s", b"Qlp", b"/Td6", b"N3q8ryc"),
+    "": (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7z", b"7z\xbc\xaf"),
+}
 
 
 def _may_be_archive(part: Part, known: tuple[str, ...]) -> bool:

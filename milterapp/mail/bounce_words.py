@@ -27,7 +27,8 @@ _PLAIN_VALUE = re.compile(r"[^()\"\\\r\n\x00-\x1f\x7f-\U0010ffff]*")
 # Where the words end and the returned message begins.
 _RETURNED = re.compile(
     r"^[ \t>*-]{0,40}(?:(?:original message|returned mail|(?:the )?(?:header|text|body|copy) of (?:the|your) "
-    r"(?:original )?message|below this line is a copy|message headers?|undelivered message|unsent message|message contents?)"
+    r"(?:original )?message|below this line is a copy|message headers?|undelivered message|unsent message"
+    r"|message contents?)"
     r"|(?:received|return-path|message-id|dkim-signature):\s)",
     re.IGNORECASE | re.MULTILINE,
 )
