@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from html import escape
 
 from milterapp.mail import address, words
 
-__all__ = ["ADDRESS_FIELDS", "AddressText", "HeaderText", "Mailbox"]
+__all__ = [
+    "ADDRESS_FIELDS",
+    "AddressText",
+    "HeaderText",
+    "HtmlText",
+    "Mailbox",
+    "Program",
+    "ReplyLine",
+    "ReplyText",
+]
 
 _MAILBOXES = ("from", "sender", "reply-to", "to", "cc", "bcc")
 ADDRESS_FIELDS = frozenset(
@@ -22,6 +32,12 @@ _ADDRESS = re.compile(r"[^\x00-\x20\x7f<>()\[\]:;@\\,\"]++@(?:[^\x00-\x20\x7f<>(
 _MOST_BYTES = 120  # of one level; a Maildir folder is all levels in one file name of at most 255
 _MOST_LEVELS = 8
 _RESERVED = frozenset(("cur", "new", "tmp"))  # what a Maildir holds itself
+_PROGRAM = re.compile(r"(?:/[A-Za-z0-9_+@:=,~ -][^/\x00-\x1f\x7f]*|/\.[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)+")
+_PROGRAM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+_MOST_ARGUMENT = 4096  # bytes
+_MOST_TEXT = 10_000  # characters of one value in a text
+_MOST_REPLY = 400  # characters of one value in an SMTP reply, whose lines have at most 512 bytes
+_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNSAFE = re.compile(r"[/\\\x00*%]")
 
 
@@ -99,6 +115,61 @@ class AddressText:
             else:
                 out.append(where or _phrase(one.display or one.local))
         return ", ".join(out)
+
+
+class Program:
+    """A program and its arguments: a list of words, never a command line."""
+
+    @staticmethod
+    def parse(text: str) -> str:
+        """Return a program as a rule writes it: a name the site knows it by, or an absolute path without `..`.
+
+        Raises ValueError with a sentence.
+        """
+        if len(text) > 1024 or not (_PROGRAM_NAME.fullmatch(text) or _PROGRAM.fullmatch(text)):
+            raise ValueError(f"{text[:80]!r} is no program: give its name, or its path from `/`, and arguments apart")
+        return text
+
+    @staticmethod
+    def argument(untrusted: str, *, at_start: bool = True) -> str:
+        """Return any text as one argument, or as a part of one: no control character, bounded. Never fails.
+
+        at_start: nothing of the rule's own stands before it in the argument, so that a leading `-` is no option, and a
+        leading `@` or `+` no file and no command of programs that know such.
+        """
+        text = untrusted[:_MOST_ARGUMENT].encode("utf-8", "replace").decode("utf-8")
+        text = "".join(char if unicodedata.category(char)[0] != "C" and char.isprintable() else " " for char in text)
+        text = text.encode("utf-8")[: _MOST_ARGUMENT - 1].decode("utf-8", "ignore")
+        return "_" + text if at_start and text.startswith(("-", "+", "@")) else text
+
+
+class ReplyText:
+    """Text in a mail that we write: a reply, a banner, a footer, a note. Its lines stay lines."""
+
+    @staticmethod
+    def encode(untrusted: str) -> str:
+        """Return any text with LF as its line ends and no other control character but tabs, bounded. Never fails."""
+        text = untrusted[:_MOST_TEXT].replace("\r\n", "\n").replace("\r", "\n")
+        return _NO_TEXT.sub("\ufffd", text)
+
+
+class HtmlText:
+    """Text in HTML that we write: text, whatever brackets it holds, in an attribute between quotes too."""
+
+    @staticmethod
+    def encode(untrusted: str) -> str:
+        """Return any text as HTML that shows it, bounded. Never fails."""
+        return escape(ReplyText.encode(untrusted)).replace("\n", "<br>\n")
+
+
+class ReplyLine:
+    """Text in an SMTP reply (RFC 5321 section 4.2): printable ASCII on one line."""
+
+    @staticmethod
+    def encode(untrusted: str) -> str:
+        """Return any text as one line, `?` for what is no ASCII, bounded. Never fails."""
+        line = " ".join(untrusted[:_MOST_REPLY].split())
+        return "".join(char if " " <= char <= "~" else "?" for char in line)
 
 
 def _phrase(text: str) -> str:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milterapp.mail.address import parse
-from milterapp.mail.values import AddressText, HeaderText, Mailbox
+from milterapp.mail.hypertext import to_text
+from milterapp.mail.values import AddressText, HeaderText, HtmlText, Mailbox, Program, ReplyLine, ReplyText
 
 
 @pytest.mark.parametrize(
@@ -141,3 +142,84 @@ def test_addresses_in_a_field(untrusted: str, value: str) -> None:
     """Addresses stay addresses, and their names are encoded."""
     assert AddressText.encode(untrusted) == value
     assert all(one.domain for one in parse(value))
+
+
+@pytest.mark.parametrize("text", ["spamc", "/usr/bin/spamc", "/opt/my tools/x.sh", "/usr/lib/.hidden/x", "a-b+c.1"])
+def test_a_program(text: str) -> None:
+    """A program is a name, or a path from the top."""
+    assert Program.parse(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-x",
+        "bin/x",
+        "./x",
+        "../x",
+        "/",
+        "/usr/../bin/x",
+        "/usr/./x",
+        "//x",
+        "/x/",
+        "a b",
+        "a;b",
+        "/a\nb",
+        "/a\0",
+        "a|b",
+    ],
+)
+def test_no_program(text: str) -> None:
+    """Anything that is a command line, an option or a way out of a folder is refused with a sentence."""
+    with pytest.raises(ValueError, match="is no program"):
+        Program.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("untrusted", "at_start", "argument"),
+    [
+        ("hello world", True, "hello world"),
+        ("-rf", True, "_-rf"),
+        ("--output=/etc/passwd", True, "_--output=/etc/passwd"),
+        ("@file", True, "_@file"),
+        ("+x", True, "_+x"),
+        ("-rf", False, "-rf"),
+        ("", True, ""),
+        ("$(id); `id` 'x'", True, "$(id); `id` 'x'"),
+        ("a\0b\nc", True, "a b c"),
+        ("\ud800", True, "?"),
+    ],
+)
+def test_an_argument(untrusted: str, at_start: bool, argument: str) -> None:
+    """A value is one argument, and never an option."""
+    assert Program.argument(untrusted, at_start=at_start) == argument
+
+
+@given(st.text(max_size=200) | st.text(min_size=4000, max_size=5000))
+def test_every_text_is_one_argument(untrusted: str) -> None:
+    """An argument can be given to execve, is bounded, and stays what it is when it is encoded again."""
+    found = Program.argument(untrusted)
+    assert "\0" not in found
+    assert len(found.encode()) <= 4096
+    assert found[:1] not in ("-", "+", "@")
+    assert Program.argument(found) == found
+
+
+@given(st.text(max_size=200))
+def test_every_text_is_text(untrusted: str) -> None:
+    """Text of a mail has lines and no control character; as HTML it is the same text; in a reply it is one line."""
+    text = ReplyText.encode(untrusted)
+    assert not any((char < " " and char not in "\t\n") or "\ud800" <= char <= "\udfff" for char in text)
+    assert not {"<", ">", '"', "'"} & set(HtmlText.encode(untrusted).replace("<br>\n", ""))
+    assert to_text(HtmlText.encode(untrusted)).split() == [word for word in text.split() if word]
+    line = ReplyLine.encode(untrusted)
+    assert line.isascii()
+    assert line.isprintable()
+
+
+def test_text_keeps_its_lines() -> None:
+    """Line ends of all kinds become LF."""
+    assert ReplyText.encode("a\r\nb\rc\n\td\0") == "a\nb\nc\n\td\ufffd"
+    assert HtmlText.encode("<a\n'") == "&lt;a<br>\n&#x27;"
+    assert ReplyLine.encode("5.7.1 no\r\n250 ü") == "5.7.1 no 250 ?"
