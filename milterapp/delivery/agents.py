@@ -104,6 +104,8 @@ class Agents:
         agent = self._by_key.get((user.uid, user.home))
         if agent is not None:
             return Room.NOW if agent.state is _State.IDLE else Room.BUSY
+        if any((one.uid, one.home) == (user.uid, user.home) for one, _ in self._adopted.values()):
+            return Room.BUSY
         if self._zygote.control is None or len(self) >= self._most:
             return Room.FULL
         return Room.NOW

@@ -162,10 +162,10 @@ class Deliveries:
 
     def _begin(self, delivery: _Delivery) -> None:
         """Connect to submit, then hand over to the agent, or ask for the hand-back; where that fails, go on waiting."""
-        delivery.submit = submit = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         delivery.obstacle = "milterapp submit does not answer"
         known = {tag: delivery.envelope[tag] for tag in ("sender", "recipient", "original", "queue_id")}
         try:
+            delivery.submit = submit = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
             submit.connect(self._submit_path)
             name = delivery.user.name if delivery.user else ""
             wire.send(submit, "ENVELOPE", {**known, "user": name}, (delivery.message,))

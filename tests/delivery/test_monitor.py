@@ -246,6 +246,16 @@ def test_a_zygote_that_dies_defers_what_is_under_way(chain: Chain) -> None:
     assert chain.deliver(queue_id="NEXT") == (0, b"")
 
 
+def test_an_agent_whose_zygote_died_is_gone_before_the_next(chain: Chain) -> None:
+    """What still works for a user when its zygote dies has ended before another agent works for the same user."""
+    client = chain.begin(queue_id="STOP")
+    zygote, agent = child(chain, "zygote"), stopped(chain)
+    os.kill(zygote, signal.SIGKILL)
+    assert chain.end(client)[0] == 75
+    assert chain.deliver() == (0, b"")
+    assert wait_gone(agent, 0.05)
+
+
 def test_a_client_that_leaves_before_the_work_begins_is_forgotten(chain: Chain) -> None:
     """Nobody is delivered to on behalf of a client that is gone before an agent had its message."""
     busy = [chain.begin(f"u{uid}@x", "SLOW") for uid in (20001, 20002)]
