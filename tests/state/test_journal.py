@@ -108,7 +108,7 @@ def test_a_removed_journal_is_noticed(path: str) -> None:
 
 def test_only_its_owner_can_read_it(path: str) -> None:
     """The file and what SQLite puts beside it are for their owner alone, whatever the umask of the process is."""
-    before = os.umask(0o077)
+    before = os.umask(0)
     try:
         journal = Journal(path)
         journal.prepare(KEY, "one", 1)
