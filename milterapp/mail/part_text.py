@@ -21,6 +21,7 @@ __all__ = ["Insertion", "Rewritten", "inserted", "lines_of", "plain_text"]
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST = 900  # bytes of one line; RFC 5322 section 2.1.1 allows 998
 _WRAPPED = 200  # characters, where a line is longer than that
+_MOST_EDITED = 4 << 20  # bytes of a text that has to be encoded anew
 _QUOTED = re.compile(r"[ !#-\[\]-~]*")
 
 
@@ -92,6 +93,8 @@ def inserted(wanted: Insertion, line_end: bytes) -> Rewritten | None:
     part = wanted.part
     if transfer.encode(b"", part.encoding, line_end) is None:
         return None
+    if part.encoding in ("base64", "quoted-printable"):
+        _bound(len(part.body))
     came = content = bytes(part.content)
     charset = part.content_types[0].first("charset") if part.content_types else ""
     if wanted.files:
@@ -108,10 +111,16 @@ def inserted(wanted: Insertion, line_end: bytes) -> Rewritten | None:
     encoding = part.encoding
     if not new.isascii() and encoding in ("", "7bit", "7-bit") and (fields or came.isascii()):
         encoding = fields["Content-Transfer-Encoding"] = "quoted-printable"
+        _bound(len(new))
     body = transfer.encode(new, encoding, line_end) or b""
     if encoding == "base64" and bytes(part.body[-1:]) != b"\n":
         body = body.removesuffix(line_end)
     return Rewritten(body, fields)
+
+
+def _bound(amount: int) -> None:
+    if amount > _MOST_EDITED:
+        raise LimitHit(f"more than {_MOST_EDITED} bytes of text to encode anew")
 
 
 def _texts(wanted: Insertion, content: bytes) -> _Texts:
@@ -177,9 +186,7 @@ def _in_another_charset(wanted: Insertion, content: bytes, charset: str) -> tupl
 
     Raises LimitHit.
     """
-    limit = wanted.part.budget.limits.decoded_bytes
-    if charsets.cost(content, charset) > limit // 4:
-        raise LimitHit(f"more than {limit // 4} bytes of text to edit")
+    _bound(len(content))
     text, fault = charsets.decode(content, charset)
     if fault and (charsets.writable(charset) or charsets.known(charset) is None):
         kept = charset if charsets.writable(charset) else ""

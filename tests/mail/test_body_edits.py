@@ -295,3 +295,12 @@ def test_hostile_messages(name: str) -> None:
     except LimitHit:
         return
     assert len(after) < 4 * len(data) + 10_000
+
+
+def test_a_large_text_is_encoded_anew_only_within_a_bound() -> None:
+    """What can be put in as it is goes in however large the text; what would cost is "could not tell"."""
+    data = b"From: a@b\n\n" + b"a line\n" * 1_000_000
+    assert apply(data, [Footer("x")]) == data + b"\nx\n"
+    for head in (b"", b"Content-Type: text/plain; charset=utf-8\n", b"Content-Transfer-Encoding: base64\n"):
+        with pytest.raises(LimitHit, match="to encode anew"):
+            apply(head + data, [Footer("ü")])
