@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from milterapp.mail.limits import Limits
 
-__all__ = ["Accounts", "DeliverySettings", "MilterSettings", "Settings", "SubmitSettings"]
+__all__ = ["Accounts", "DeliverySettings", "LmtpSettings", "MilterSettings", "Settings", "SubmitSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Accounts:
     pipe: str = "milterapp-pipe"
     monitor: str = "milterapp-monitor"
     submit: str = "milterapp-submit"
+    lmtp: str = "milterapp-lmtp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,15 @@ class SubmitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LmtpSettings:
+    """The LMTP door. socket_group: who may connect; connections: how many at once."""
+
+    socket: str = "/var/spool/postfix/milterapp-lmtp/socket"
+    socket_group: str = "postfix"
+    connections: int = 100
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a site may set. log: logfmt or json. authserv_ids: whose Authentication-Results rules may believe."""
 
@@ -85,5 +95,6 @@ class Settings:
     milter: MilterSettings = field(default_factory=MilterSettings)
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
     submit: SubmitSettings = field(default_factory=SubmitSettings)
+    lmtp: LmtpSettings = field(default_factory=LmtpSettings)
     log: str = "logfmt"
     authserv_ids: tuple[str, ...] = ()

@@ -43,6 +43,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "delivery.idle": (0, 86400),
     "delivery.deadline": (1, 3600),
     "delivery.wait": (0, 3600),
+    "lmtp.connections": (1, 1000),
     "submit.forwards": (0, 1000),
     "submit.reply_interval": (60, 10 * 365 * 86400),
     "submit.timeout": (1, 3600),
@@ -52,13 +53,14 @@ _FROM_ROOT = (
     "milter.socket",
     "milter.rules",
     "delivery.socket",
+    "lmtp.socket",
     "submit.socket",
     "submit.state",
     "submit.hand_back",
     "submit.send",
 )
-_NOT_EMPTY = ("milter.socket_group", "delivery.personal_rules", "delivery.maildir")
-_ACCOUNTS = ("accounts.milter", "accounts.pipe", "accounts.monitor", "accounts.submit")
+_NOT_EMPTY = ("milter.socket_group", "lmtp.socket_group", "delivery.personal_rules", "delivery.maildir")
+_ACCOUNTS = ("accounts.milter", "accounts.pipe", "accounts.monitor", "accounts.submit", "accounts.lmtp")
 
 
 def load(path: str | None) -> Settings:

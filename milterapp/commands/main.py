@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("milterapp.commands.check", "validate rules and configuration, and run the tests beside the rules"),
     "milter": ("milterapp.commands.milter", "run the in-line milter (a service)"),
     "monitor": ("milterapp.commands.monitor", "run delivery for each recipient (a service)"),
+    "lmtp": ("milterapp.commands.lmtp", "take mail from Postfix over LMTP (a service)"),
     "submit": ("milterapp.commands.submit", "hand mail to Postfix for the agents (a service)"),
     "reload": ("milterapp.commands.reload", "make the running milter read its rules again"),
     "setup": ("milterapp.commands.setup", "put milterapp into Postfix's configuration, or take it out"),

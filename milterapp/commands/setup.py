@@ -21,7 +21,7 @@ from milterapp.postfix import attachment
 from milterapp.postfix.plan import elements, notes
 from milterapp.postfix.postconf import Configuration, NoPostfix, PostfixError, Service, is_running, read
 from milterapp.postfix.record import load
-from milterapp.postfix.wiring import STATUS_FILE, STATUS_TABLE, Site, Wanted
+from milterapp.postfix.wiring import STATUS_FILE, STATUS_TABLE, TRANSPORT, Site, Wanted
 from milterapp.settings import DeliverySettings, Settings
 
 __all__ = ["arguments", "run"]
@@ -41,6 +41,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--config-dir", metavar="FOLDER", help="where main.cf is, for an instance that is not the main one"
     )
     site_file.argument(parser)
+    parser.add_argument(
+        "--door", choices=("pipe", "lmtp"), help="how Postfix hands mail over: as it does now, else through pipe(8)"
+    )
     parser.add_argument("--no-reload", action="store_true", help="do not have a running Postfix read the new lines")
 
 
@@ -51,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     settings = configuration.load(options.config)
     try:
         postfix = read(options.config_dir)
-        site = _site(settings)
+        site = _site(settings, postfix, options.door)
         if options.action == "print":
             return _print(site, postfix)
         if options.action == "apply":
@@ -65,12 +68,18 @@ def run(options: argparse.Namespace) -> int:
         raise Failure(os.EX_CANTCREAT, f"{error.filename or 'Postfix'}: {reason(error)}") from error
 
 
-def _site(settings: Settings) -> Site:
+def _site(settings: Settings, postfix: Configuration, door: str | None) -> Site:
+    """Return what Postfix has to know. door: pipe or lmtp, None for the one that is attached."""
+    if door is None:
+        attached = postfix.main.get("mailbox_transport", "")
+        door = "lmtp" if attached.startswith(TRANSPORT) and attached != TRANSPORT else "pipe"
     client = Path(milterapp.__file__).resolve().parent / "delivery" / "pipe.py"
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     place = settings.delivery.socket
     socket = () if place == DeliverySettings().socket else (f"--socket={place}",)
-    return Site(settings.accounts.pipe, (python, "-I", "-S", str(client), *socket), settings.delivery.agents)
+    command = (python, "-I", "-S", str(client), *socket)
+    lmtp = settings.lmtp.socket.removeprefix(f"{postfix.queue}/") if door == "lmtp" else ""
+    return Site(settings.accounts.pipe, command, settings.delivery.agents, lmtp)
 
 
 def _print(site: Site, postfix: Configuration) -> int:
@@ -138,6 +147,8 @@ def _apply(site: Site, postfix: Configuration, settings: Settings, *, reload: bo
             f"note: no milter at {settings.milter.socket} yet: until `milterapp milter` runs, Postfix answers 4xx",
             file=sys.stderr,
         )
+    if site.lmtp and not _is_socket(settings.lmtp.socket):
+        print(f"note: no door at {settings.lmtp.socket} yet: until `milterapp lmtp` runs, mail waits", file=sys.stderr)
     return os.EX_OK
 
 
@@ -159,10 +170,11 @@ def _undo(postfix: Configuration) -> int:
 def _obstacles(site: Site, postfix: Configuration, settings: Settings) -> Iterator[str]:
     """Yield what would keep mail from being delivered, each with its remedy."""
     accounts = settings.accounts
-    absent = [one for one in (accounts.milter, accounts.pipe, accounts.monitor, accounts.submit) if not _exists(one)]
+    wanted = (accounts.milter, accounts.pipe, accounts.monitor, accounts.submit)
+    absent = [one for one in (*wanted, *([accounts.lmtp] if site.lmtp else [])) if not _exists(one)]
     if absent:
         yield f"no such account: {', '.join(absent)}: run packaging/accounts (or systemd-sysusers) first"
-    for path in (site.command[0], site.command[3]):
+    for path in () if site.lmtp else (site.command[0], site.command[3]):
         closed = _closed(Path(path))
         if closed:
             yield f"{path}: {site.pipe_user} cannot read it ({closed}): install milterapp where every account may read"

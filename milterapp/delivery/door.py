@@ -23,14 +23,14 @@ def make_folder(path: str, uid: int, gid: int, mode: int) -> None:
         os.chmod(path, mode)
 
 
-def listen(path: str, mode: int) -> socket.socket:
-    """Return a listening SOCK_SEQPACKET socket at the path, in place of one that a dead process left.
+def listen(path: str, mode: int, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:
+    """Return a listening socket of that kind at the path, in place of one that a dead process left.
 
     Raises OSError: somebody listens there already, something else is at the path, or the folder refuses.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener = socket.socket(socket.AF_UNIX, kind)
     try:
-        _clear(path)
+        _clear(path, kind)
         before = os.umask(0o777 & ~mode)
         try:
             listener.bind(path)
@@ -43,14 +43,14 @@ def listen(path: str, mode: int) -> socket.socket:
     return listener
 
 
-def _clear(path: str) -> None:
+def _clear(path: str, kind: int) -> None:
     """Remove the socket of a process that is gone."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return  # bind says what is wrong
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+    with socket.socket(socket.AF_UNIX, kind) as caller:
         try:
             caller.connect(path)
         except ConnectionRefusedError:

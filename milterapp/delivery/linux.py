@@ -33,6 +33,7 @@ __all__ = [
     "die_with_parent",
     "drop_capabilities",
     "drop_to_account",
+    "group",
     "is_sealed",
     "keep_capabilities",
     "landlock_abi",
@@ -174,7 +175,8 @@ def account(name: str) -> Account:
     return Account(name, entry.pw_uid, entry.pw_gid)
 
 
-def _group(name: str) -> int:
+def group(name: str) -> int:
+    """Return the id of a group by its name or number. Raises PrivilegeError."""
     try:
         return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
     except KeyError:
@@ -195,7 +197,7 @@ def drop_to_account(name: str, supplementary: Sequence[str] = ()) -> Account:
     """
     wanted = account(name)
     if _is_root(wanted):
-        groups = [_group(group) for group in supplementary]
+        groups = [group(one) for one in supplementary]
         _empty_bounding_set()
         become(wanted.uid, wanted.gid, groups)
     else:

@@ -1,4 +1,4 @@
-"""The monitor: from a message of the pipe client to an agent with the recipient's ids, or back to Postfix, in time.
+"""The monitor: from a message of either door to an agent with the recipient's ids, or back to Postfix, in time.
 
 Must never: read a message, open a file under a home, parse what a user or an agent wrote, resolve a recipient, import
 anything but the standard library and its neighbours that do the same.
@@ -19,7 +19,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from milterapp.delivery import kinds, linux, seccomp, wire
@@ -261,6 +261,14 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
+def _lmtp_uid(name: str) -> Iterator[int]:
+    """Yield the uid of the LMTP door, where its account was made; a site with the pipe door alone needs none."""
+    try:
+        yield linux.account(name).uid
+    except linux.PrivilegeError:
+        return
+
+
 def program(module: str, settings: str) -> list[str]:
     """Return how to execute one of our modules, isolated, with the settings as JSON."""
     return [sys.executable, "-I", "-m", module, settings]
@@ -277,6 +285,7 @@ def run(text: str, *, zygote: Sequence[str] = (), resolver: Sequence[str] = ()) 
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MOST * _DESCRIPTORS)), hard))
     try:
         client = linux.account(accounts["pipe"])
+        peers = {client.uid, *_lmtp_uid(accounts["lmtp"])}
         make_folder(os.path.dirname(own["socket"]), linux.account(accounts["monitor"]), client.gid)
         account = linux.keep_capabilities(accounts["monitor"])
         seccomp.install(seccomp.service(own["min_uid"], own["min_gid"], own["gids"]))
@@ -288,7 +297,7 @@ def run(text: str, *, zygote: Sequence[str] = (), resolver: Sequence[str] = ()) 
         return next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
     log("info", "ready", uid=account.uid, socket=own["socket"], landlock=linux.landlock_abi())
     Monitor(
-        settings, listener, frozenset({client.uid}), log,
+        settings, listener, frozenset(peers), log,
         zygote=zygote or program("milterapp.delivery.zygote", text),
         resolver=resolver or program("milterapp.delivery.resolver", text),
     ).run()  # fmt: skip

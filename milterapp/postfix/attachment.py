@@ -161,7 +161,9 @@ def _recognised(main: Mapping[str, str]) -> dict[str, Before]:
         if name in ("smtpd_milters", "non_smtpd_milters") and MILTER in elements(value)
     }
     for name, value in main.items():
-        if (name == "mailbox_transport" and value == TRANSPORT) or name.startswith(("milterapp_", "milterapp-keep_")):
+        if (name == "mailbox_transport" and value.startswith(TRANSPORT)) or name.startswith(
+            ("milterapp_", "milterapp-keep_")
+        ):
             found[name] = Before(None, value)
     return found
 

@@ -64,10 +64,14 @@ def without_ours(main: Mapping[str, str], ours: Mapping[str, Before]) -> dict[st
 def attach(
     main: Mapping[str, str], services: Mapping[str, Service], base: Mapping[str, str], goal: Wanted
 ) -> tuple[Changes, dict[str, Before]]:
-    """Return what remains to be done to reach the goal, and what to remember of it."""
+    """Return what remains to be done to reach the goal, and what to remember of it.
+
+    What was ours in `main` and is not wanted any more (another door) goes back to what it is in `base`.
+    """
     settings = goal.settings()
+    left = {name: base.get(name) for name in main if name not in settings and main[name] != base.get(name)}
     changes = Changes(
-        main={name: value for name, value in settings.items() if main.get(name) != value},
+        main={**left, **{name: value for name, value in settings.items() if main.get(name) != value}},
         services=tuple(one for one, _ in goal.services if not _same(services.get(one.key), one)),
     )
     return changes, {name: Before(base.get(name), value) for name, value in settings.items()}

@@ -88,6 +88,23 @@ _SMTPD = {
     "local_header_rewrite_clients": "",  # its header stays as it came
     "remote_header_rewrite_domain": "",
 }
+# Of main.cf, what a lmtp(8) does for other servers and must not do for our own process: the message comes as it is.
+_LMTP = {
+    "lmtp_send_xforward_command": "yes",  # the queue id, by which a retry is known
+    "lmtp_line_length_limit": "0",
+    "lmtp_tls_security_level": "none",
+    "lmtp_sasl_auth_enable": "no",
+    "lmtp_discard_lhlo_keywords": "",
+    "lmtp_discard_lhlo_keyword_address_maps": "",
+    "lmtp_generic_maps": "",
+    "lmtp_header_checks": "",
+    "lmtp_mime_header_checks": "",
+    "lmtp_nested_header_checks": "",
+    "lmtp_body_checks": "",
+    "lmtp_delivery_status_filter": "",
+    "lmtp_reply_filter": "",
+    "lmtp_data_done_timeout": "600s",  # above milterapp's own deadlines
+}
 _HAND_BACK = {
     "content_filter": "milterapp-keep:",
     "cleanup_service_name": "milterapp-cleanup",
@@ -123,12 +140,19 @@ class Line:
 class Site:
     """What of milterapp Postfix has to know.
 
-    command: the program of the pipe service, each argument its own; agents: how many deliveries at once.
+    command: the program of the pipe service, each argument its own; agents: how many deliveries at once. lmtp: path of
+    the LMTP door's socket, below the queue directory or from `/`; "" where pipe(8) is the door.
     """
 
     pipe_user: str
     command: tuple[str, ...]
     agents: int
+    lmtp: str = ""
+
+    @property
+    def transport(self) -> str:
+        """Return what mailbox_transport is set to."""
+        return f"{TRANSPORT}unix:{self.lmtp}" if self.lmtp else TRANSPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +180,6 @@ def wanted(
     """
     smtp_chroot = _chroot(services, "cleanup/unix", "-")
     passed = {name: main[name] for name in ("mailbox_transport", "mailbox_transport_maps") if main.get(name)}
-    pipe = _options({"pipe_delivery_status_filter": f"regexp:{status_table}"}, known)
-    argv = " ".join(_word(one) for one in site.command)
-    envelope = "${sender} ${recipient} ${original_recipient} ${queue_id} ${client_address}"
     hand_back = {"syslog_name": "postfix/milterapp-hand-back", **_SMTPD, **_HAND_BACK}
     send = {
         "syslog_name": "postfix/milterapp-send",
@@ -179,13 +200,9 @@ def wanted(
         "mailbox_transport": passed.get("mailbox_transport", ""),
     }
     return Wanted(
-        main=tuple(_main(main)),
+        main=tuple(_main(main, site)),
         services=(
-            (
-                Service("milterapp", "unix", "-", "n", "n", "-", str(site.agents),
-                        f"pipe{pipe} flags=Rq user={site.pipe_user} null_sender= argv={argv} {envelope}"),
-                "delivery: hands a message and its envelope to `milterapp monitor`; our own failures only defer",
-            ),
+            _door(site, known, status_table),
             (
                 Service("milterapp-hand-back", "unix", "n", "-", smtp_chroot, "-", "-",
                         f"smtpd{_options(hand_back, known)}"),
@@ -208,7 +225,25 @@ def wanted(
     )  # fmt: skip
 
 
-def _main(main: Mapping[str, str]) -> Iterable[Line]:
+def _door(site: Site, known: frozenset[str], status_table: str) -> tuple[Service, str]:
+    """Return the service that local(8) hands mail to, and what it is for."""
+    agents = str(site.agents)
+    if site.lmtp:
+        return (
+            Service("milterapp", "unix", "-", "-", "n", "-", agents, f"lmtp{_options(_LMTP, known)}"),
+            "delivery: hands a message and its envelope to `milterapp lmtp`, one answer a recipient",
+        )
+    options = _options({"pipe_delivery_status_filter": f"regexp:{status_table}"}, known)
+    argv = " ".join(_word(one) for one in site.command)
+    envelope = "${sender} ${recipient} ${original_recipient} ${queue_id} ${client_address}"
+    pipe = f"pipe{options} flags=Rq user={site.pipe_user} null_sender= argv={argv} {envelope}"
+    return (
+        Service("milterapp", "unix", "-", "n", "n", "-", agents, pipe),
+        "delivery: hands a message and its envelope to `milterapp monitor`; our own failures only defer",
+    )
+
+
+def _main(main: Mapping[str, str], site: Site) -> Iterable[Line]:
     inline = "every message passes the in-line rules; tried again later while no milter answers"
     for name, other in (("smtpd_milters", "non_smtpd_milters"), ("non_smtpd_milters", "smtpd_milters")):
         others = main.get(name, "")
@@ -216,9 +251,10 @@ def _main(main: Mapping[str, str]) -> Iterable[Line]:
             yield Line(name, f"{MILTER}, {others}" if others else MILTER, inline)
     if main.get("mailbox_transport_maps"):
         yield Line("mailbox_transport_maps", "", "asked after the rules instead, by milterapp-keep")
-    yield Line("mailbox_transport", TRANSPORT, "each local recipient's mail passes that person's rules")
-    yield Line("milterapp_destination_recipient_limit", "1", "one recipient a delivery")
-    yield Line("milterapp_time_limit", TIME_LIMIT, "above milterapp's own deadline, which comes first")
+    yield Line("mailbox_transport", site.transport, "each local recipient's mail passes that person's rules")
+    if not site.lmtp:
+        yield Line("milterapp_destination_recipient_limit", "1", "one recipient a delivery")
+        yield Line("milterapp_time_limit", TIME_LIMIT, "above milterapp's own deadline, which comes first")
     yield Line("milterapp-keep_destination_recipient_limit", "1", "as local(8) has it")
     yield Line(
         "milterapp-keep_destination_concurrency_limit", "$local_destination_concurrency_limit", "as local(8) has it"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +142,27 @@ def test_the_client_gets_each_argument_apart() -> None:
         " ${sender} ${recipient} ${original_recipient} ${queue_id} ${client_address}"
     )
     assert pipe.limit == "3"
+
+
+@given(MAIN, st.booleans())
+def test_another_door_takes_the_place_of_the_first(main: dict[str, str], lmtp_first: bool) -> None:
+    """Attached by one door and then by the other, Postfix has what the other alone would have given it."""
+    doors = [SITE, dataclasses.replace(SITE, lmtp="milterapp-lmtp/socket")]
+    first, second = reversed(doors) if lmtp_first else doors
+
+    def attached(site: Site, main: dict[str, str], ours: dict[str, Before]) -> tuple[dict[str, str], dict[str, Before]]:
+        base = without_ours(main, ours)
+        changes, record = attach(main, {}, base, wanted(site, base, {}, KNOWN, "/x"))
+        return {name: value for name, value in {**main, **changes.main}.items() if value is not None}, record
+
+    after, ours = attached(first, main, {})
+    assert attached(second, after, ours) == attached(second, main, {})
+
+
+def test_the_lmtp_door() -> None:
+    """Its service is lmtp(8), with the queue id passed on; mailbox_transport names its socket."""
+    goal = wanted(dataclasses.replace(SITE, lmtp="m/socket"), {}, {}, frozenset({"lmtp_send_xforward_command"}), "/x")
+    service = next(one for one, _ in goal.services if one.name == "milterapp")
+    assert service.command == "lmtp -o lmtp_send_xforward_command=yes"
+    assert goal.settings()["mailbox_transport"] == "milterapp:unix:m/socket"
+    assert "milterapp_time_limit" not in goal.settings()

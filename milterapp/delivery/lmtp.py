@@ -1,0 +1,164 @@
+"""The LMTP door: takes mail from Postfix's lmtp(8) and hands it to the monitor, one answer for each recipient.
+
+    python -I -m milterapp.delivery.lmtp JSON
+
+Must never: name a uid, parse more of a message than its topmost Received field, answer for the monitor anything but a
+deferral.
+
+SECURITY. It runs as its own account without a capability, and with the pipe client's group, to reach the monitor's
+socket. Who may connect is for the socket's folder to say. What it can do is what the pipe client can: hand over a
+message with its envelope. It stays, so that no process is started for a message.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from milterapp.delivery import door, linux, wire
+from milterapp.delivery.event import Log
+from milterapp.delivery.lmtp_session import Answer, Item, Session
+from milterapp.delivery.requests import ANSWER
+
+__all__ = ["Service", "ask", "main"]
+
+DEADLINE = 540.0  # seconds for the monitor; Postfix waits lmtp_data_done_timeout, 600
+_IDLE = 330.0  # seconds for which a client may say nothing; Postfix waits 300 in the middle of a message
+_STACK = 512 * 1024
+_FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})  # it passes
+_STOPPING = 30.0  # seconds for which a stop waits for messages under way; the journals know the rest
+
+
+def ask(path: str, items: Sequence[Item], message: int, *, deadline: float = DEADLINE) -> list[Answer]:
+    """Hand the message to the monitor for each recipient, all at once; return their answers in the same order.
+
+    Every fault is a deferral of that one recipient. message: sealed, shared by all of them.
+    """
+    until = time.monotonic() + deadline
+    with ExitStack() as stack:
+        asked = [_begin(path, item, message, stack) for item in items]
+        return [one if isinstance(one, Answer) else _wait(one, until) for one in asked]
+
+
+def _begin(path: str, item: Item, message: int, stack: ExitStack) -> socket.socket | Answer:
+    connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    try:
+        connection.settimeout(10)
+        connection.connect(path)
+        wire.send(connection, "DELIVER", item, (message,))
+    except (OSError, wire.WireError) as error:
+        return Answer("defer", f"4.3.0 the monitor does not answer: {getattr(error, 'strerror', '') or error}")
+    return connection
+
+
+def _wait(connection: socket.socket, until: float) -> Answer:
+    try:
+        connection.settimeout(max(0.001, until - time.monotonic()))
+        answer = wire.receive(connection, ANSWER)
+    except TimeoutError:
+        return Answer("defer", "4.3.0 no answer in time")
+    except (OSError, wire.WireError) as error:
+        return Answer("defer", f"4.3.0 the monitor's answer: {error}")
+    if answer is None:
+        return Answer("defer", "4.3.0 the monitor gave up this message")
+    return Answer(answer.text("status"), answer.text("text"))
+
+
+class Service:
+    """Connections, a thread each. monitor: path of its socket; connections: how many at once."""
+
+    def __init__(self, monitor: str, log: Log, *, connections: int) -> None:
+        self._monitor, self._log = monitor, log
+        self._room = threading.BoundedSemaphore(connections)
+        self._quiet = threading.Condition()
+        self._messages = 0
+        self._stopping = False
+
+    def run(self, listener: socket.socket) -> None:
+        """Take connections until the listener is shut down; then wait for the messages under way."""
+        threading.stack_size(_STACK)
+        while True:
+            self._room.acquire()
+            try:
+                connection, _ = listener.accept()
+            except OSError as error:
+                self._room.release()
+                if error.errno not in _FULL:
+                    break
+                self._log("error", "not listening", error=str(error))
+                time.sleep(1)
+                continue
+            try:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except RuntimeError as error:
+                self._log("error", "connection refused", error=str(error))
+                connection.close()
+                self._room.release()
+        with self._quiet:
+            self._stopping = True
+            self._quiet.wait_for(lambda: self._messages == 0, timeout=_STOPPING)
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                connection.settimeout(_IDLE)
+                Session(connection, self._hand_over, stopping=lambda: self._stopping, busy=self._busy).run()
+        except OSError as error:
+            self._log("warning", "connection closed", error=error.strerror or str(error))
+        except Exception as error:  # noqa: BLE001 - a thread's edge: Postfix sees the end of the connection and defers
+            self._log("error", "internal error", error=f"{type(error).__name__}: {error}")
+        finally:
+            self._room.release()
+
+    def _busy(self, busy: bool) -> None:  # noqa: FBT001 - the session calls it with that one value
+        with self._quiet:
+            self._messages += 1 if busy else -1
+            self._quiet.notify_all()
+
+    def _hand_over(self, items: Sequence[Item], message: int) -> Sequence[Answer]:
+        start = time.monotonic()
+        answers = ask(self._monitor, items, message)
+        self._log(
+            "info", "message", queue_id=items[0]["queue_id"], recipients=len(items), size=os.fstat(message).st_size,
+            answers=" ".join(one.status for one in answers), seconds=round(time.monotonic() - start, 3),
+        )  # fmt: skip
+        return answers
+
+
+def main(argv: list[str]) -> int:
+    """Run the service with the site's settings, one JSON object; return an exit code of sysexits(3)."""
+    if len(argv) != 1:
+        sys.stderr.write("usage: python -I -m milterapp.delivery.lmtp JSON\n")
+        return os.EX_USAGE
+    settings: Mapping[str, Any] = json.loads(argv[0])
+    own, accounts, log = settings["lmtp"], settings["accounts"], Log("lmtp", settings["log"])
+    try:
+        client, account = linux.account(accounts["pipe"]), linux.account(accounts["lmtp"])
+        group = linux.group(own["socket_group"])
+        door.make_folder(os.path.dirname(own["socket"]), account.uid, group, 0o2750)
+        linux.drop_to_account(accounts["lmtp"], supplementary=(str(client.gid),))
+        linux.undumpable()
+        os.umask(0o077)
+        listener = door.listen(own["socket"], 0o660, socket.SOCK_STREAM)
+    except (linux.PrivilegeError, ValueError, OSError) as error:
+        log("error", "cannot start", error=str(error))
+        return os.EX_CONFIG
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
+    log("info", "ready", socket=own["socket"])
+    Service(settings["delivery"]["socket"], log, connections=own["connections"]).run(listener)
+    log("info", "stopped")
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""The LMTP door on a real Postfix: the same mail, the same answers as through pipe(8), without a process a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postfix.harness import Site, message
+from tests.postfix.mailboxes import header
+
+pytestmark = [pytest.mark.root, pytest.mark.postfix]
+
+ALICE, BOB, CAROL = "alice@example.org", "bob@example.org", "carol@example.org"
+NO_WORD = (
+    'rules:\n  - name: no word\n    if:\n      subject: {contains: word}\n    then:\n      reject: "5.7.1 Send text"\n'
+)
+SHOPS = "rules:\n  - name: shops\n    if:\n      recipient: {detail: shop}\n    then:\n      file: Shops\n"
+CONFIGURATION = Path("/etc/milterapp/milterapp.yaml")
+
+
+@pytest.fixture(scope="module")
+def door(host: Site) -> Iterator[Site]:
+    """The host with the LMTP door in place of pipe(8)."""
+    host.start_service("lmtp")
+    host.milterapp("setup", "--apply", "--door", "lmtp", check=True)
+    try:
+        yield host
+    finally:
+        host.milterapp("setup", "--apply", "--door", "pipe", check=True)
+        host.stop_service("lmtp")
+
+
+@pytest.fixture
+def site(door: Site) -> Site:
+    """That host, with empty mailboxes and no rules."""
+    door.reset()
+    return door
+
+
+@pytest.fixture
+def maildir(site: Site) -> Iterator[Site]:
+    """That host with `keep: maildir`."""
+    services = ("monitor", "submit")
+
+    def restart() -> None:
+        for name in services:
+            site.stop_service(name)
+        for name in reversed(services):
+            site.start_service(name)
+
+    CONFIGURATION.write_text("delivery:\n  keep: maildir\n")
+    restart()
+    try:
+        yield site
+    finally:
+        CONFIGURATION.unlink()
+        restart()
+
+
+def subjects(messages: list[bytes]) -> list[str]:
+    """Return the subjects of some messages, sorted."""
+    return sorted(header(one, "Subject")[0] for one in messages)
+
+
+def test_a_message_is_kept_as_it_came(site: Site) -> None:
+    """Dots, bytes above 127 and a line of 5000 arrive as they were sent, by way of milterapp-keep, once."""
+    body = "one\n.\n..two\nFrom here\n\xe9\n" + "x" * 5000 + "\n"
+    answer = site.send(message("hello", body))
+    site.settle()
+    (found,) = site.inbox("alice")
+    assert header(found, "Return-Path") == ["<dora@home.example>"]
+    assert header(found, "Delivered-To") == [ALICE]
+    assert found.partition(b"\n\n")[2].rstrip(b"\n") == body.encode().rstrip(b"\n")
+    (fate,) = site.fates(answer.queue_id)
+    assert (fate.relay, fate.status, fate.dsn) == ("mx.example.org[milterapp-lmtp/socket]", "sent", "2.1.5")
+
+
+def test_a_reject_is_a_notice_in_the_words_of_the_rule(site: Site) -> None:
+    """A reject is refused to Postfix alone for that recipient, and its sender is told in the rule's words."""
+    site.rules("carol", NO_WORD)
+    site.send(message("a word"), [CAROL, BOB])
+    site.settle()
+    assert (site.folders("carol"), subjects(site.inbox("bob"))) == ({}, ["a word"])
+    (notice,) = site.elsewhere()
+    assert b"550 5.7.1 Send text" in notice
+    assert b"Status: 5.7.1" in notice
+
+
+def test_a_deferral_waits_in_the_queue(site: Site) -> None:
+    """A rule's `defer` is a 4xx with its words; once the rule is gone the message arrives, once."""
+    site.rules("alice", 'rules:\n  - name: later\n    then:\n      defer: "4.7.1 Not today"\n')
+    answer = site.send(message("later"))
+    assert "Not today" in site.deferred(answer.queue_id).text
+    site.rules("alice", "rules:\n  - name: all\n    then: keep\n")
+    site.settle()
+    assert subjects(site.inbox("alice")) == ["later"]
+
+
+def test_the_envelope_reaches_the_rules(site: Site) -> None:
+    """The extension of the recipient, and the null sender, are what Postfix was told."""
+    site.rules("alice", SHOPS)
+    site.send(message("to the shop"), ["alice+shop@example.org"])
+    site.send(message("a bounce"), sender="")
+    site.settle()
+    found = site.folders("alice")
+    assert {name: subjects(some) for name, some in found.items()} == {"": ["a bounce"], "Shops": ["to the shop"]}
+    assert header(found[""][0], "Return-Path") == ["<>"]
+
+
+def test_two_aliases_of_one_user_are_two_copies(site: Site) -> None:
+    """The original recipient comes by ORCPT: mail to two aliases of one user arrives twice, as Postfix has it."""
+    site.aliases({"info": "alice", "sales": "alice"})
+    site.rules("alice", "rules:\n  - name: all\n    then:\n      file: All\n")
+    site.send(message("to both"), ["info@example.org", "sales@example.org"])
+    site.settle()
+    found = site.folders("alice")["All"]
+    assert sorted(value for one in found for value in header(one, "X-Original-To")) == [
+        "info@example.org",
+        "sales@example.org",
+    ]
+
+
+def test_one_member_that_fails_does_not_double_the_others(site: Site) -> None:
+    """An alias with a member who is deferred is tried again; the others have their one copy."""
+    site.aliases({"team": "alice, bob"})
+    site.rules("alice", 'rules:\n  - name: later\n    then:\n      defer: "4.7.1 Not today"\n')
+    site.rules("bob", "rules:\n  - name: all\n    then:\n      file: All\n")
+    answer = site.send(message("to all"), ["team@example.org"])
+    site.deferred(answer.queue_id)
+    site.flush()
+    site.wait(lambda: len([one for one in site.fates(answer.queue_id) if one.status == "deferred"]) > 1, "a retry", 30)
+    site.rules("alice", "rules:\n  - name: all\n    then: keep\n")
+    site.settle()
+    assert (subjects(site.inbox("alice")), subjects(site.folders("bob")["All"])) == (["to all"], ["to all"])
+
+
+def test_unknown_users_are_postfixs_matter(site: Site) -> None:
+    """A recipient that does not exist gets Postfix's own 5.1.1."""
+    site.sendmail(message("hello"), ["nosuch@example.org"], user="bob")
+    site.settle()
+    (notice,) = site.inbox("bob")
+    assert b'unknown user: "nosuch"' in notice
+
+
+@pytest.mark.parametrize("name", ["lmtp", "monitor"])
+def test_without_one_of_the_services_mail_waits(site: Site, name: str) -> None:
+    """While a service is down mail is deferred, and when it is back it arrives, once."""
+    site.stop_service(name)
+    try:
+        answer = site.send(message("patience"))
+        fate = site.deferred(answer.queue_id)
+        assert fate.dsn.startswith("4.")
+    finally:
+        site.start_service(name)
+    site.settle()
+    assert subjects(site.inbox("alice")) == ["patience"]
+
+
+def test_keep_in_the_maildir(maildir: Site) -> None:
+    """With `keep: maildir` mail is in the Maildir of its recipient after one pass through Postfix's queue."""
+    maildir.rules("bob", 'rules:\n  - name: mark\n    then:\n      add_header: {X-Seen: "yes"}\n')
+    first, second = maildir.send(message("to alice")), maildir.send(message("to bob"), [BOB])
+    maildir.send(message("from cron"), ["root@example.org"])
+    maildir.settle()
+    alice, bob = (list(Path(f"/home/{name}/Maildir/new").iterdir()) for name in ("alice", "bob"))
+    assert [one.owner() for one in (*alice, *bob)] == ["alice", "bob"]
+    assert header(alice[0].read_bytes(), "Delivered-To") == [ALICE]
+    assert header(bob[0].read_bytes(), "X-Seen") == ["yes"]
+    assert [len(maildir.fates(one.queue_id)) for one in (first, second)] == [1, 1]
+    assert {one.relay for one in maildir.fates() if one.to != "root@example.org"} == {
+        "mx.example.org[milterapp-lmtp/socket]"
+    }
+    assert subjects(maildir.mailbox("root")) == ["from cron"]  # below the floor: Postfix keeps it
+
+
+def test_setup_keeps_the_door_it_finds(site: Site) -> None:
+    """Without --door, --apply changes nothing; --door pipe and back leaves main.cf and master.cf as they were."""
+    assert site.milterapp("setup", "--apply").stdout == b"nothing to do: milterapp is attached already\n"
+    files = [Path("/etc/postfix") / name for name in ("main.cf", "master.cf")]
+    before = [file.read_text().split() for file in files]
+    site.milterapp("setup", "--apply", "--door", "pipe", check=True)
+    assert "mailbox_transport = milterapp:\n" in site.run("postconf", "-n")
+    site.milterapp("setup", "--apply", "--door", "lmtp", check=True)
+    assert "milterapp_time_limit" not in site.run("postconf", "-n")
+    assert [sorted(file.read_text().split()) for file in files] == [sorted(words) for words in before]
