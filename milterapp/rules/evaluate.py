@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from milterapp.mail.envelope import Stage
@@ -127,12 +128,12 @@ class Evaluation:
         if one.condition.stage > facts.stage:
             return NEEDS[one.condition.stage]
         try:
-            return self._occurrences(one)
+            return self._occurrences(one, facts)
         except LimitHit as limit:
             return Unknown(f"could not tell: {limit}", later=False)
 
-    def _occurrences(self, one: FieldIndex) -> tuple[Seen, ...]:
-        facts, delimiter = self.facts, self.facts.delimiter
+    def _occurrences(self, one: FieldIndex, facts: Facts) -> tuple[Seen, ...]:
+        delimiter = facts.delimiter
         return tuple(
             (
                 occurrence,
@@ -206,12 +207,12 @@ class Evaluation:
         return passed > 0 and (not leaf.every or passed == len(seen))
 
     def _begun(self, leaf: LeafIndex, one: FieldIndex) -> bool:
-        """Return whether what is there by now is enough, whatever else a later stage may bring."""
-        begins, stage = one.condition.begins, self.facts.stage
-        if begins is None or not begins <= stage < one.condition.stage or not leaf.growing:
+        """Return whether what is there early is enough, whatever else a later stage may bring, a limit included."""
+        begins = one.condition.begins
+        if begins is None or begins > self.facts.stage or not leaf.growing:
             return False
         try:
-            return any(passes(leaf, seen) for seen in self._occurrences(one))
+            return any(passes(leaf, seen) for seen in self._occurrences(one, replace(self.facts, stage=begins)))
         except LimitHit:
             return False
 
