@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 
+from milterapp.mail.edits import edits_body, notes
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
-from milterapp.milter.apply import Call, calls_for, removals
+from milterapp.milter.apply import Call, calls_for, is_empty, removals
 from milterapp.milter.collect import Collector
 from milterapp.milter.entry import Trust, forbidden
 from milterapp.milter.event import Happening
@@ -103,6 +104,7 @@ class Conversation:
         self._unsettled = 0  # recipients for whom the rules want to know more
         self._waits = False  # something is to be carried out at the end of the message, and no earlier
         self._settled = False
+        self._edits_body = False  # settled, and the body is wanted for what is to become of it
         self._pending = next(iter(self._lasting.values()), None)
         self._fault = self._lasting_fault
         self._came_as: dict[str, str] = {}
@@ -165,7 +167,7 @@ class Conversation:
             return CONTINUE
         decision = self.site.decision()
         # What goes through shows its header first, for what it may not bring along.
-        if decision.verdict is Verdict.DISCARD or _nobody_left(decision) or decision.could_not_tell:
+        if decision.verdict is Verdict.DISCARD or is_empty(decision) or decision.could_not_tell:
             return self._conclude("data")
         return CONTINUE
 
@@ -191,6 +193,7 @@ class Conversation:
         """Have the rules look at the header, which also makes one decision of those for single recipients."""
         answer = self.site.headers(self._read_header())
         self._settled, self._waits = answer.settled, answer.pending or bool(self._entry)
+        self._edits_body = answer.settled and answer.pending and edits_body(self.site.decision().edits)
 
     def _read_header(self) -> Mail:
         mail = self._collected.header()
@@ -204,7 +207,7 @@ class Conversation:
 
     def body(self, chunk: bytes) -> Said:
         """Take a piece of the body; SKIP where no more of it is of interest."""
-        if self._settled or self._fault or self._final or not self._in_mail:
+        if (self._settled and not self._edits_body) or self._fault or self._final or not self._in_mail:
             return _SKIP
         self._collected.body(chunk)
         return _SKIP if self._collected.hit else CONTINUE
@@ -221,7 +224,7 @@ class Conversation:
             return self.fault("eom", LimitHit(self._collected.hit))
         if self._mail is None:
             self._join()
-        if not self._settled and self.context.plan.body:
+        if self.context.plan.body and (self._edits_body or not self._settled):
             self._mail = self._collected.message()
             self.site.body(self._mail)
         return self._conclude("eom")
@@ -252,10 +255,11 @@ class Conversation:
             return self.fault(step, LimitHit(decision.could_not_tell))
         if decision.verdict in _REFUSALS:
             return self._close(decision, Said(_REFUSALS[decision.verdict], decision.reply))
-        if decision.verdict is Verdict.DISCARD or _nobody_left(decision):
+        if decision.verdict is Verdict.DISCARD or is_empty(decision):
             return self._close(decision, Said(Say.DISCARD))
         calls = self._entry + calls_for(decision, self._mail, self._came_as, blank=self._blank)
-        return self._close(decision, Said(Say.ACCEPT, calls=calls))
+        undone = notes(self._mail, decision.edits) if calls and self._mail and self._mail.complete else ()
+        return self._close(decision, Said(Say.ACCEPT, calls=calls), undone=undone)
 
     def _say(self, step: Step, said: Said) -> Said:
         """Refuse now, or at the first step that can. What is said at RCPT is said to one recipient."""
@@ -272,12 +276,12 @@ class Conversation:
             return False
         return step in self._answers or step == "eom"
 
-    def _close(self, decision: Decision, said: Said, fault: str = "") -> Said:
+    def _close(self, decision: Decision, said: Said, fault: str = "", undone: tuple[str, ...] = ()) -> Said:
         self._final = Said(said.say, said.reply)
-        self._log(decision, fault)
+        self._log(decision, fault, undone)
         return said
 
-    def _log(self, decision: Decision, fault: str = "") -> None:
+    def _log(self, decision: Decision, fault: str = "", undone: tuple[str, ...] = ()) -> None:
         self.happened.append(
             Happening(
                 queue_id=self.queue_id,
@@ -289,6 +293,7 @@ class Conversation:
                 recipients=tuple(self.recipients),
                 decision=decision,
                 fault=fault,
+                undone=undone,
                 answer=(self._final.say if self._final else Say.DEFER).value if fault else "",
             )
         )
@@ -332,9 +337,3 @@ class Conversation:
             self._refused = True
             return said
         return self._close(Decision(), said, self._fault)
-
-
-def _nobody_left(decision: Decision) -> bool:
-    """Tell whether each recipient that was not refused is to be removed."""
-    live = [one for one in decision.recipients if one.verdict not in _REFUSALS]
-    return bool(live) and all(one.verdict is Verdict.DISCARD for one in live)

@@ -1,6 +1,7 @@
 """What the log says of one message: who, what matched, what was answered, how long it took. Nothing of the message.
 
-Must never: log a body, a header value or an edit's text beyond its header's name.
+Must never: log a body, a header value, or more of an edit than its header's name or its address; a rule's `log` is its
+own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from milterapp.mail.edits import Edit
-from milterapp.rules.decision import Decision, Verdict
+from milterapp.rules.decision import Decision, EnvelopeEdit, Verdict
 
 __all__ = ["Happening", "fields_of"]
 
@@ -19,7 +20,8 @@ __all__ = ["Happening", "fields_of"]
 class Happening:
     """A message, or a refusal before there was one.
 
-    sender: None before MAIL. fault: why the rules did not decide; answer: what was said then.
+    sender: None before MAIL. fault: why the rules did not decide; answer: what was said then. undone: edits of the body
+    that could not be carried out, and why.
     """
 
     queue_id: str
@@ -32,6 +34,7 @@ class Happening:
     decision: Decision
     fault: str = ""
     answer: str = ""
+    undone: tuple[str, ...] = ()
 
 
 def fields_of(happening: Happening, observers: Set[str], milliseconds: Mapping[str, float]) -> dict[str, Any]:
@@ -56,7 +59,11 @@ def fields_of(happening: Happening, observers: Set[str], milliseconds: Mapping[s
         "refused": _recipients(decision, Verdict.REJECT, Verdict.DEFER),
         "removed": _recipients(decision, Verdict.DISCARD),
         "exempt": _recipients(decision, Verdict.ACCEPT),
-        "edits": [_edit(one) for one in decision.edits] or None,
+        "edits": [_edit(one) for one in (*decision.edits, *decision.envelope)] or None,
+        "undone": list(happening.undone) or None,
+        "tags": list(decision.tags) or None,
+        "score": decision.score or None,
+        "log": list(decision.log) or None,
         "hold": decision.hold_reason or None if decision.verdict is Verdict.HOLD else None,
         "fault": happening.fault or None,
         "ms": round(sum(milliseconds.values()), 2),
@@ -70,7 +77,7 @@ def _recipients(decision: Decision, *verdicts: Verdict) -> list[str] | None:
     return [one.address for one in others if one.verdict in verdicts] or None
 
 
-def _edit(edit: Edit) -> str:
+def _edit(edit: Edit | EnvelopeEdit) -> str:
     said = edit.to_json()
-    name = said.get("name")
-    return f"{said['action']}:{name}" if name else str(said["action"])
+    what = next((said[key] for key in ("name", "sender", "address", "to") if said.get(key)), "")
+    return f"{said['action']}:{what}" if what else str(said["action"])

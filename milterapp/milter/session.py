@@ -32,7 +32,16 @@ from milterapp.rules.decision import Reply, Verdict
 
 __all__ = ["open_socket", "serve"]
 
-_ACTIONS = milter.ADDHDRS | milter.CHGHDRS | milter.DELRCPT | milter.QUARANTINE | milter.SETSYMLIST
+_ACTIONS = (
+    milter.ADDHDRS
+    | milter.CHGHDRS
+    | milter.CHGBODY
+    | milter.CHGFROM
+    | milter.ADDRCPT
+    | milter.DELRCPT
+    | milter.QUARANTINE
+    | milter.SETSYMLIST
+)
 
 # By step: "do not send it", "I shall not reply to it", and where its macros belong.
 _BITS: dict[Step, tuple[int, int]] = {

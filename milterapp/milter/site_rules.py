@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection, Iterator, Sequence
 
 from milterapp.mail.limits import DEFAULT, Limits
+from milterapp.milter.apply import CAN
+from milterapp.rules.actions_edits import TransportBy
 from milterapp.rules.beside import run_tests
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
@@ -16,16 +19,21 @@ from milterapp.rules.problem import Place, Problem
 
 __all__ = ["read_site_rules"]
 
-_CAN: frozenset[str] = frozenset()  # of milterapp.rules.reading.CAN, what apply.py carries out
 _MOST = 4 * 1024 * 1024  # bytes of the rules, and of each list
 
 
 def read_site_rules(
-    path: str, *, delimiter: str = "+", limits: Limits = DEFAULT
+    path: str,
+    *,
+    delimiter: str = "+",
+    limits: Limits = DEFAULT,
+    authserv_ids: Sequence[str] = (),
+    transports: Collection[str] = (),
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """Return the policy, None where a problem that is no warning was found, and every problem.
 
-    delimiter, limits: as the milter decides with, for the tests beside the rules.
+    delimiter, limits: as the milter decides with, for the tests beside the rules. authserv_ids: whose
+    Authentication-Results rules may ask for; transports: which ones rules may name.
     """
     folder = os.path.dirname(path)
 
@@ -36,12 +44,27 @@ def read_site_rules(
         source = _read(path)
     except OSError as error:
         return None, (Problem(Place(path), f"cannot be used: {error.strerror or error}"),)
-    policy, problems = load(source, path, site=True, read_list=read_list, can=_CAN)
+    policy, problems = load(
+        source, path, site=True, read_list=read_list, tests=False, can=CAN, authserv_ids=tuple(authserv_ids)
+    )
     if policy is None:
         return None, tuple(problems)
+    unknown = tuple(_unknown_transports(policy, transports))
+    if unknown:
+        return None, (*problems, *unknown)
     failed = run_tests(policy, delimiter=delimiter, limits=limits)
     problems = (*problems, *failed)
     return (None if any(not one.warning for one in failed) else policy), problems
+
+
+def _unknown_transports(policy: Policy, transports: Collection[str]) -> Iterator[Problem]:
+    listed = ", ".join(transports) or "none"
+    for rule in policy.rules:
+        for action in rule.actions:
+            if isinstance(action, TransportBy) and action.to not in transports:
+                yield Problem(
+                    rule.place, f"the transport {action.to!r} of {rule.name!r} is not in milter.transports: {listed}"
+                )
 
 
 def _read(path: str) -> bytes:
