@@ -1,0 +1,119 @@
+"""Running a script for one message: load it, find what answers, call it, and give its plan or what went wrong.
+
+Must never: carry anything out, or give a plan of a script that raised: then nothing has happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from milterapp.mail import message
+from milterapp.mail.envelope import Envelope
+from milterapp.mail.limits import LimitHit, Limits
+from milterapp.script import load as loading
+from milterapp.script.context import Collected, ScriptError, running
+from milterapp.script.load import Script
+from milterapp.script.mail import Mail
+from milterapp.script.memory import Asked, Memory
+from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits, check, encode
+from milterapp.script.routes import START, Application, is_state
+from milterapp.script.untrusted import WAYS_OUT
+
+__all__ = ["Job", "run", "work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One message for one script. source: the script as it was read; file: what its author knows it by."""
+
+    source: bytes
+    file: str
+    raw: bytes
+    envelope: Envelope
+    limits: Limits = field(default_factory=Limits)
+    plan_limits: PlanLimits = DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function to call. state: the one it is, "" for none; per: what the state is kept by."""
+
+    function: Callable[..., Any]
+    captures: dict[str, str]
+    state: str = ""
+    per: tuple[str, ...] = ()
+
+
+def work(job: Job) -> Callable[[Callable[[bytes], bytes]], bytes]:
+    """Return what a script process does with a job: its result as bytes, its memory asked for from the parent."""
+    return lambda ask: encode(run(job, Asked(ask)))
+
+
+def run(job: Job, memory: Memory) -> Plan | Failure:
+    """Return the plan of a script for a message, or how it failed. The script runs here, in this process."""
+    script, problems = loading.load(job.source, job.file)
+    if script is None:
+        return Failure("Problem", str(problems[0]), "".join(f"{one}\n" for one in problems))
+    try:
+        return _run(script, job, memory)
+    except LimitHit as limit:
+        return Failure("LimitHit", str(limit))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a script may raise anything, and its author is told
+        trace = loading.trace_of(error, job.file, WAYS_OUT)
+        return Failure(type(error).__name__, " ".join(str(error).split()), trace)
+
+
+def _run(script: Script, job: Job, memory: Memory) -> Plan:
+    collected = Collected(memory, job.plan_limits)
+    mail = Mail(message.Mail(job.raw, job.limits), job.envelope, collected)
+    with running(collected):
+        if script.main is not None:
+            if script.main(mail) is not None:
+                raise ScriptError("main returned something; only a route's function returns the next state")
+            plan = Plan(tuple(collected.actions))
+        else:
+            assert script.application is not None  # noqa: S101 - a Script has one of them
+            call = _find(script.application, job.envelope, memory)
+            if call is None:
+                return Plan(routed=False)
+            result = call.function(mail, **call.captures)
+            plan = Plan(tuple(collected.actions), _next(call, result), call.per)
+    try:
+        check(plan, job.plan_limits)
+    except PlanError as error:
+        raise ScriptError(str(error)) from None
+    return plan
+
+
+def _find(found: Application, envelope: Envelope, memory: Memory) -> _Call | None:
+    """Return what answers: a stateless route first, then the sender's state; None where no route does."""
+    address = (envelope.original_recipient or next(iter(envelope.recipients), "")).lower()
+    answers = found.find_stateless(address)
+    if answers is not None:
+        return _Call(*answers)
+    if not envelope.sender:
+        return None
+    candidates = found.candidates(address)
+    states = {per: memory.state(per) for per in {per for _, _, per in candidates}}
+    in_state = [one for one in candidates if one[0].__name__ == states[one[2]]]
+    new = [one for one in candidates if one[0].__name__ == START and not states[one[2]]]
+    for function, captures, per in (*in_state, *new):
+        return _Call(function, captures, function.__name__, per)
+    lost = next((state for state in states.values() if state and state not in found.state_names()), "")
+    if lost:
+        raise ScriptError(f"the sender is in the state {lost}, and no function of that name has a route")
+    return None
+
+
+def _next(call: _Call, result: object) -> str:
+    """Return the next state's name, "" where it stays. Raises ScriptError for what is no state."""
+    if result is None:
+        return ""
+    if not call.state:
+        raise ScriptError(f"{call.function.__name__} is stateless, and returned something")
+    if not is_state(result):
+        raise ScriptError(f"{call.function.__name__} returned {result!a:.100}, expected a function with a @route")
+    name = str(getattr(result, "__name__", ""))
+    return "" if name == call.state else name
