@@ -110,6 +110,8 @@ class Postman:
     def carry(self, held: Held, request: wire.Datagram, now: float) -> str:
         """Carry one request out and return Postfix's queue id. now: seconds since 1970.
 
+        A 5xx is temporary for what is kept. It is final for a forward, which its owner then keeps, and a reply: else
+        the message would be tried for days and come back though it was delivered.
         Raises RefusedError (final); DeferredError, SmtpError, AddressError, StateError or OSError (temporary).
         """
         step = request.text("step")
@@ -129,6 +131,10 @@ class Postman:
                 queue_id = _KINDS[request.kind](self, held, request, now)
             except LimitHit as limit:
                 raise RefusedError(f"the header cannot be read whole: {limit}") from limit
+            except (smtp.FinalError, smtp.AddressError) as error:
+                if request.kind == "KEEP":
+                    raise
+                raise RefusedError(str(error)) from error
             with self._lock:
                 self._owed[held.key, mark] = queue_id, int(now)
             self._write_owed()

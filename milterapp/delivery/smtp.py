@@ -11,7 +11,18 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["LMTP", "AddressError", "SenderError", "SmtpError", "Transaction", "endpoint", "path", "send", "wire_form"]
+__all__ = [
+    "LMTP",
+    "AddressError",
+    "FinalError",
+    "SenderError",
+    "SmtpError",
+    "Transaction",
+    "endpoint",
+    "path",
+    "send",
+    "wire_form",
+]
 
 LMTP = "lmtp:"
 
@@ -21,6 +32,7 @@ _QUEUED = re.compile(r"queued as ([0-9A-Za-z]{1,64})\b")
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*")
 _QUOTED = re.compile(r'"(?:[^\x00-\x1f\x7f"\\]|\\[^\x00-\x1f])*"')
 _LINE_END = re.compile(rb"\r?\n")
+_END_OF_DATA = "the end of the data"
 _NO_SENDER = frozenset({("MAIL", "500"), ("MAIL", "501"), ("MAIL", "553")})  # bad UTF-8, bad syntax, not allowed
 
 
@@ -30,6 +42,10 @@ class SmtpError(Exception):
 
 class SenderError(SmtpError):
     """The server takes the sender for no address, and would say so for ever."""
+
+
+class FinalError(SmtpError):
+    """The server refuses the recipient or the message, in words (5xx) that it would say again."""
 
 
 class AddressError(ValueError):
@@ -150,7 +166,7 @@ class _Dialogue:
         self._ask(b"DATA", "354")
         for part in wire_form(parts):
             self._connection.sendall(part)
-        reply = " ".join(self._expect("250", "the end of the data"))
+        reply = " ".join(self._expect("250", _END_OF_DATA))
         try:
             self._connection.sendall(b"QUIT\r\n")
         except OSError:
@@ -176,6 +192,8 @@ class _Dialogue:
                 break
         if line[:3] != wanted:
             kind = SenderError if (what, line[:3]) in _NO_SENDER else SmtpError
+            if line[:1] == "5" and what in ("RCPT", _END_OF_DATA):
+                kind = FinalError
             raise kind(f"{what}: {line[:3]} {' '.join(lines)[:200]}")
         return lines
 

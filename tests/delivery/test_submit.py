@@ -338,6 +338,27 @@ def test_no_refusal_of_postfix_is_final(world: World, refuse: str) -> None:
     assert ask(world.bound(), "KEEP")[0] == "DONE"
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("FORWARD", {"to": "c@example.org", "step": "0"}),
+        ("REPLY", {"rule": "away", "subject": "", "text": "x", "step": "0"}),
+    ],
+    ids=["forward", "reply"],
+)
+@pytest.mark.parametrize(
+    ("refuse", "said"), [("554 5.7.1 spam", "REFUSED"), ("451 4.7.1 greylisted", "FAILED")], ids=["5xx", "4xx"]
+)
+def test_what_may_not_leave_is_refused_for_good(
+    world: World, kind: str, fields: dict[str, str], refuse: str, said: str
+) -> None:
+    """A forward or reply that Postfix refuses with 5xx is REFUSED, so that nothing waits for days; with 4xx FAILED."""
+    world.send.refuse = refuse
+    answer, text = ask(world.bound(), kind, **fields)
+    assert (answer, refuse in text) == (said, True)
+    assert world.send.taken == []
+
+
 def test_a_request_under_way_is_not_begun_twice(world: World) -> None:
     """While a first request still waits for Postfix, the same message asked about again is FAILED, and sent once."""
     world.hand_back.silent = threading.Event()

@@ -87,6 +87,14 @@ def test_a_sender_is_only_a_word(site: Site, sender: str) -> None:
     assert (len(site.inbox("alice")), len(site.folders("bob")["Filed"])) == (1, 1)
 
 
+def test_a_reply_that_cannot_leave_brings_nothing_back(site: Site) -> None:
+    """Mail whose sender cannot be answered is kept once and done with: it does not wait, and nothing comes back."""
+    site.rules("alice", "rules:\n  - name: hours\n    then:\n      reply: From 10 to 18 h.\n")
+    site.sendmail(message("odd"), [ALICE], sender=SENDERS["no literal"], user="carol")
+    site.settle(20)
+    assert (len(site.inbox("alice")), site.elsewhere()) == (1, [])
+
+
 @pytest.mark.parametrize("recipient", RECIPIENTS.values(), ids=RECIPIENTS)
 def test_a_recipient_that_nobody_is_comes_back(site: Site, recipient: str) -> None:
     """Mail to a name that nobody has is answered at once, in Postfix's words, and not after days."""
