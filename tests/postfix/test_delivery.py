@@ -301,6 +301,7 @@ def test_discard_and_defer(site: Site) -> None:
     later = site.send(message("later"))
     fate = site.deferred(later.queue_id)
     assert (fate.dsn, "Not today" in fate.text) in (("4.7.1", True), ("4.3.0", True))
+    site.wait(lambda: bool(site.fates(gone.queue_id)), "the first to end", 30)
     assert [one.status for one in site.fates(gone.queue_id)] == ["sent"]
     site.rules("alice", "rules:\n  - name: all\n    then: keep\n")
     site.settle()
