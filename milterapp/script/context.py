@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from milterapp.script import stored
 from milterapp.script.actions import Action, Output, Store
 from milterapp.script.memory import Memory
-from milterapp.script.plan import DEFAULT, PlanLimits
+from milterapp.script.plan import DEFAULT, PlanLimits, texts_of
 from milterapp.script.untrusted import Text, Untrusted, refusal, reveal
 from milterapp.script.values import plain
 
@@ -31,11 +31,15 @@ class Collected:
         self.actions: list[Action] = []
         self.stores: dict[str, tuple[bool, str | None]] = {}
         self._limits = limits
+        self._size = 0
 
     def add(self, action: Action) -> None:
-        """Collect one action. Raises ScriptError past the limit, so that an endless loop is told where it is."""
+        """Collect one action. Raises ScriptError past a limit, so that an endless loop is told where it is."""
+        self._size += sum(map(len, texts_of(action)))
         if len(self.actions) >= self._limits.actions:
             raise ScriptError(f"more than {self._limits.actions} actions")
+        if self._size > self._limits.total:
+            raise ScriptError(f"more text than {self._limits.total} characters in all")
         self.actions.append(action)
 
 

@@ -29,7 +29,7 @@ from milterapp.script.actions import (
     Store,
 )
 
-__all__ = ["DEFAULT", "Failure", "Plan", "PlanError", "PlanLimits", "check", "decode", "encode"]
+__all__ = ["DEFAULT", "Failure", "Plan", "PlanError", "PlanLimits", "check", "decode", "encode", "texts_of"]
 
 
 class PlanError(Exception):
@@ -207,7 +207,7 @@ def check(plan: Plan, limits: PlanLimits = DEFAULT) -> None:
     for kind, most, words in ((Output, limits.outputs, "outputs"), (Store, limits.stores, "stored values")):
         if sum(isinstance(one, kind) for one in actions) > most:
             raise PlanError(f"more than {most} {words}")
-    sizes = [len(text) for one in actions for text in _all_texts(one)]
+    sizes = [len(text) for one in actions for text in texts_of(one)]
     if max(sizes, default=0) > limits.text or sum(sizes) > limits.total:
         raise PlanError(f"more text than {limits.text} characters at once or {limits.total} in all")
     recipients = sum(len(one.to) if isinstance(one, Send) else isinstance(one, Forward) for one in actions)
@@ -218,7 +218,8 @@ def check(plan: Plan, limits: PlanLimits = DEFAULT) -> None:
     _check_together(plan)
 
 
-def _all_texts(action: Action) -> list[str]:
+def texts_of(action: Action) -> list[str]:
+    """Return every text that an action holds."""
     found: list[str] = []
     for one in dataclasses.fields(action):
         value = getattr(action, one.name)

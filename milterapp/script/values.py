@@ -5,6 +5,7 @@ Must never: make an address to send to out of a message's text.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from milterapp.mail import values
@@ -13,7 +14,7 @@ from milterapp.script.untrusted import Text, Untrusted, refusal, reveal
 __all__ = ["Address", "HeaderText", "Mailbox", "body_text", "header_name", "plain"]
 
 _MOST_HEADER = 900  # characters of a header field's value
-_KEPT = "\n\t"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but TAB and LF
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -86,9 +87,4 @@ def header_name(text: object) -> str:
 def body_text(text: Text) -> str:
     """Return any text as the lines of a body: its line ends are LF, other control characters are U+FFFD."""
     lines = reveal(text).replace("\r\n", "\n").replace("\r", "\n")
-    lines = lines.encode("utf-8", "replace").decode()
-    return "".join(char if not _is_control(char) or char in _KEPT else "\ufffd" for char in lines)
-
-
-def _is_control(char: str) -> bool:
-    return char < " " or "\x7f" <= char <= "\x9f"
+    return _CONTROL.sub("\ufffd", lines.encode("utf-8", "replace").decode())
