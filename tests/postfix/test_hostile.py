@@ -265,3 +265,56 @@ def test_many_ways_to_one_user_at_once(site: Site) -> None:
     found = Counter(header(one, "Subject")[0] for one in site.folders("alice")["Filed"])
     assert found == {"ways": 5, **{f"message {number}": 2 for number in range(10)}}
     assert len(site.inbox("bob")) == 1
+
+
+RULES, JOURNAL = "rules.yaml", "journal.sqlite"
+
+
+def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return what puts something else in a file's place; the file is moved aside."""
+
+    def replaces(folder: Path) -> None:
+        file = folder / name
+        if file.exists():
+            file.rename(file.with_name("aside"))
+        make(file)
+
+    return replaces
+
+
+STATES: dict[str, Callable[[Path], object]] = {
+    "rules with a second name": lambda folder: os.link(folder / RULES, "/home/alice/second"),
+    "rules of 2 MB": lambda folder: (folder / RULES).write_text(FILE + "#" * 2_000_000),
+    "rules not to be read": lambda folder: (folder / RULES).chmod(0),
+    "rules with NUL": lambda folder: (folder / RULES).write_bytes(b"rules:\0"),
+    "rules in Latin-1": lambda folder: (folder / RULES).write_bytes(FILE.encode() + b"# \xe4\n"),
+    "rules that are a socket": replaced(RULES, a_socket),
+    "rules that are a circle": replaced(RULES, a_circle),
+    "a folder for all": lambda folder: folder.chmod(0o777),
+    "a folder of another": lambda folder: os.chown(folder, pwd.getpwnam("bob").pw_uid, -1),
+    "a home for all": lambda folder: folder.parent.chmod(0o777),
+    "a journal that is none": replaced(JOURNAL, lambda file: file.write_bytes(b"x" * 9000)),
+    "a journal that is a FIFO": replaced(JOURNAL, a_fifo),
+    "a journal that is a link": replaced(JOURNAL, lambda file: file.symlink_to("/etc/passwd")),
+    "a journal that is a folder": replaced(JOURNAL, Path.mkdir),
+}
+
+
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES)
+def test_what_a_user_made_of_their_files_defers_their_mail_alone(site: Site, change: Callable[[Path], object]) -> None:
+    """Rules, folder or journal that cannot be used: that user's mail waits at once, and arrives once when they can."""
+    folder = Path("/home/alice/.milterapp")
+    site.rules("alice", FILE)
+    site.send(message("before"))
+    site.settle()
+    change(folder)
+    answer = site.send(message("after"), [ALICE, BOB])
+    assert site.deferred(answer.queue_id, 15).to == ALICE
+    site.wait(lambda: bool(site.inbox("bob")), "bob's copy", 15)
+    assert Path("/etc/passwd").read_text().startswith("root:")
+    folder.parent.chmod(0o755)
+    Path("/home/alice/second").unlink(missing_ok=True)
+    subprocess.run(["rm", "-r", str(folder)], check=True)
+    site.rules("alice", FILE)
+    site.settle()
+    assert Counter(header(one, "Subject")[0] for one in site.folders("alice")["Filed"]) == {"before": 1, "after": 1}
