@@ -163,7 +163,7 @@ def build(
         ("To", _one_line(sender)),
         ("Subject", HeaderText.encode(about).replace("?= =?", "?=\r\n =?")),
         ("Date", format_datetime(now)),
-        ("Message-ID", f"<{message_id}>"),
+        ("Message-ID", f"<{_one_line(message_id)}>"),
         ("In-Reply-To", "".join(answered)),
         ("References", "\r\n ".join(references)),
         ("Auto-Submitted", "auto-replied"),

@@ -241,3 +241,16 @@ def test_the_text_arrives_as_written() -> None:
 def test_who_answers(to: bytes, own: str) -> None:
     """The answer comes from the address that was written to: the alias where it was that, else the recipient."""
     assert answering(_mail(fields=b"To: " + to + b"\n"), ENVELOPE) == own
+
+
+def test_no_address_ends_a_header_line() -> None:
+    """Sender, own address and the domain in the Message-ID add no field, whatever control characters they hold."""
+    odd = "a\r\nBcc: c@x.org\x0b\x7f@x.org"
+    parts = build(
+        Mail(b"From: a@x.org\n\n"), sender=odd, own=odd, subject="s", text="t", now=NOW, message_id=f"k.0@{odd}"
+    )
+    head = b"".join(parts).partition(b"\r\n\r\n")[0]
+    names = [line.partition(b":")[0] for line in head.split(b"\r\n")]
+    assert b"Bcc" not in names
+    assert len(names) == len(set(names)) == 10
+    assert not set(head) & ({*range(32), 127} - {10, 13})
