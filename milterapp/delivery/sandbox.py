@@ -119,9 +119,8 @@ def _child(
     """Take everything away, work, answer. Whatever happens, this process ends here, and cleans up nothing."""
     status = _NOT_SET_UP
     try:
-        gc.disable()  # what the parent's objects would do at their end is the parent's to do
+        gc.freeze()  # the parent's objects: not ours to end, and to look through them would copy every page
         _confine(parent, pipes, folder, grants, bounds)
-        gc.enable()
         status = _FAULT
         answer = work(_ask)
         _write(_HEAD.pack(b"=", len(answer)) + answer)

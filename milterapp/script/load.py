@@ -45,18 +45,20 @@ class Script:
     application: Application | None
 
 
-def load(source: bytes, file: str) -> tuple[Script | None, tuple[Problem, ...]]:
-    """Return the script, None where problems were found that keep it from running. Runs the script's top level."""
+def load(source: bytes, file: str, *, checked: bool = False) -> tuple[Script | None, tuple[Problem, ...]]:
+    """Return the script, None where problems were found that keep it from running. Runs the script's top level.
+
+    checked: this very source was loaded before and had no problems, so what only finds some is left out.
+    """
     try:
-        tree = ast.parse(source, file)
-        code = compile(tree, file, "exec", dont_inherit=True)
+        tree = None if checked else ast.parse(source, file)
+        code = compile(source if tree is None else tree, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         place = Place(file, error.lineno or 1, error.offset or 1)
         return None, (Problem(place, f"no Python: {error.msg}"),)
     except (ValueError, RecursionError, MemoryError) as error:
         return None, (Problem(Place(file), f"no Python: {error}"),)
-    text = source.decode("utf-8", "replace")
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)  # for tracebacks
+    linecache.cache[file] = (lambda: source.decode("utf-8", "replace"),)  # for tracebacks, read when there is one
     module = types.ModuleType(_NAME)
     module.__file__ = file
     sys.modules[_NAME] = module  # dataclasses look for the module of their class
@@ -68,11 +70,14 @@ def load(source: bytes, file: str) -> tuple[Script | None, tuple[Problem, ...]]:
     return _assemble(module, tree, file)
 
 
-def _assemble(module: types.ModuleType, tree: ast.Module, file: str) -> tuple[Script | None, tuple[Problem, ...]]:
+def _assemble(
+    module: types.ModuleType, tree: ast.Module | None, file: str
+) -> tuple[Script | None, tuple[Problem, ...]]:
     own = [one for one in vars(module).values() if isinstance(one, types.FunctionType)]
     functions = list(dict.fromkeys(one for one in own if one.__code__.co_filename == file))
-    found, problems = application(functions, file)
-    problems += tuple(_returned(tree, vars(module), file))
+    found, problems = application(functions, file, checked=tree is None)
+    if tree is not None:
+        problems += tuple(_returned(tree, vars(module), file))
     main = vars(module).get(MAIN)
     has_routes = bool(found.states or found.stateless)
     if has_routes and callable(main):

@@ -82,8 +82,8 @@ def is_state(function: object) -> bool:
 # Reading a route
 
 
-def parse(text: str, per: tuple[str, ...] = (), line: int = 0) -> Route:
-    """Return a route. Raises RouteError."""
+def parse(text: str, per: tuple[str, ...] = (), line: int = 0, *, checked: bool = False) -> Route:
+    """Return a route. Raises RouteError. checked: it is known to be one."""
     if not isinstance(text, str):
         raise RouteError(f"a route is a text, found {type(text).__name__}")
     pattern, names, samples = "", [], [""]
@@ -107,19 +107,21 @@ def parse(text: str, per: tuple[str, ...] = (), line: int = 0) -> Route:
         if not name.isidentifier() or not name.isascii() or name in names:
             raise RouteError(f"{text!r}: {name!r} cannot be a capture's name{' again' if name in names else ''}")
         names.append(name)
-        pattern += f"(?P<{name}>{_own(text, name, own) if colon else HOST if at_sign else LOCAL})"
-        samples = [one + more for one in samples for more in _samples(own if colon else "", at_sign)][:8]
+        if not checked:
+            _check_own(text, name, own if colon else None)
+            samples = [one + more for one in samples for more in _samples(own, at_sign)][:8]
+        pattern += f"(?P<{name}>{f'(?:{own})' if colon else HOST if at_sign else LOCAL})"
         captured = True
     if not at_sign:
         raise RouteError(f"{text!r}: expected an address with '@', as '{{page}}@{{host}}'")
     if missing := [one for one in per if one not in names]:
         raise RouteError(f"{text!r}: per={missing[0]!r} is none of its captures")
-    made = Route(text, pattern, tuple(names), tuple(samples), per, line)
     try:
-        patterns.check(pattern)
+        if not checked:
+            patterns.check(pattern)
     except ValueError as error:
         raise RouteError(f"{text!r}: {error}") from None
-    return made
+    return Route(text, pattern, tuple(names), tuple(samples), per, line)
 
 
 def _braces(text: str, rest: str) -> tuple[str, str]:
@@ -132,8 +134,10 @@ def _braces(text: str, rest: str) -> tuple[str, str]:
     raise RouteError(f"{text!r}: a '{{' without its '}}'")
 
 
-def _own(text: str, name: str, pattern: str) -> str:
-    """Return a capture's own pattern, checked."""
+def _check_own(text: str, name: str, pattern: str | None) -> None:
+    """Raise RouteError where a capture's own pattern, None without one, is none."""
+    if pattern is None:
+        return
     try:
         patterns.check(pattern)
     except ValueError as error:
@@ -142,7 +146,6 @@ def _own(text: str, name: str, pattern: str) -> str:
         raise RouteError(f"{text!r}: {name}: expected a pattern behind the ':'")
     if patterns.group_names(pattern):
         raise RouteError(f"{text!r}: {name}: a pattern with named groups; the capture is the name")
-    return f"(?:{pattern})"
 
 
 def _samples(pattern: str, at_sign: bool) -> list[str]:  # noqa: FBT001 - which half of the address
@@ -190,19 +193,24 @@ def _matches(functions: Iterable[tuple[Callable[..., Any], tuple[Route, ...]]], 
     return ((function, found) for function, routes in functions if (found := _first(routes, address)) is not None)
 
 
-def application(functions: Iterable[Callable[..., Any]], file: str) -> tuple[Application, tuple[Problem, ...]]:
+def application(
+    functions: Iterable[Callable[..., Any]], file: str, *, checked: bool = False
+) -> tuple[Application, tuple[Problem, ...]]:
     """Return the application that a script's functions make up, and everything that is wrong with it.
 
-    functions: all of the script's own; those without a route are passed over.
+    functions: all of the script's own; those without a route are passed over. checked: nothing is, as is known.
     """
     problems: list[Problem] = []
     by_kind: dict[bool, list[tuple[Callable[..., Any], tuple[Route, ...]]]] = {True: [], False: []}
     marked = [one for one in functions if _ROUTES in one.__dict__ or _STATELESS in one.__dict__]
     for function in sorted(marked, key=lambda one: one.__code__.co_firstlineno):
-        by_kind[_STATELESS in function.__dict__].append((function, _routes_of(function, file, problems)))
+        by_kind[_STATELESS in function.__dict__].append(
+            (function, _routes_of(function, file, problems, checked=checked))
+        )
     made = Application(tuple(by_kind[True]), tuple(by_kind[False]))
-    problems += _unreachable(made, file)
-    problems += _states(made, file)
+    if not checked:
+        problems += _unreachable(made, file)
+        problems += _states(made, file)
     return made, tuple(sorted(problems))
 
 
@@ -210,16 +218,17 @@ def _problem(file: str, line: int, text: str) -> Problem:
     return Problem(Place(file, line), text)
 
 
-def _routes_of(function: Callable[..., Any], file: str, problems: list[Problem]) -> tuple[Route, ...]:
+def _routes_of(function: Callable[..., Any], file: str, problems: list[Problem], *, checked: bool) -> tuple[Route, ...]:
     found = []
     for text, per, line in function.__dict__.get(_ROUTES, ()):
         try:
-            one = parse(text, per, line)
+            one = parse(text, per, line, checked=checked)
         except RouteError as error:
             problems.append(_problem(file, line, str(error)))
             continue
         found.append(one)
-        problems += [_problem(file, line, f"{text!r}: {fault}") for fault in _parameters(function, one)]
+        if not checked:
+            problems += [_problem(file, line, f"{text!r}: {fault}") for fault in _parameters(function, one)]
     if not function.__dict__.get(_ROUTES):
         problems.append(
             _problem(file, function.__code__.co_firstlineno, f"{function.__name__} is stateless and has no @route")

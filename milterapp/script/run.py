@@ -26,7 +26,10 @@ __all__ = ["Job", "run", "work"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One message for one script. source: the script as it was read; file: what its author knows it by."""
+    """One message for one script. source: the script as it was read; file: what its author knows it by.
+
+    checked: this very source has been loaded before without problems, so they are not looked for again.
+    """
 
     source: bytes
     file: str
@@ -34,6 +37,7 @@ class Job:
     envelope: Envelope
     limits: Limits = field(default_factory=Limits)
     plan_limits: PlanLimits = DEFAULT
+    checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def work(job: Job) -> Callable[[Callable[[bytes], bytes]], bytes]:
 
 def run(job: Job, memory: Memory) -> Plan | Failure:
     """Return the plan of a script for a message, or how it failed. The script runs here, in this process."""
-    script, problems = loading.load(job.source, job.file)
+    script, problems = loading.load(job.source, job.file, checked=job.checked)
     if script is None:
         return Failure("Problem", str(problems[0]), "".join(f"{one}\n" for one in problems))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -29,6 +30,7 @@ from milterapp.script.memory import Asked, Remembered
 from milterapp.script.plan import Failure, Plan, PlanError, decode, encode
 from milterapp.script.run import Job, run, work
 from tests.script.sample import FILE, MESSAGE, failed, job, planned
+from tests.script.test_routes import BLOG
 
 HEAD = "from milterapp.script import *\n"
 
@@ -353,6 +355,14 @@ def test_a_dataclass_works() -> None:
     """What looks for its own module finds it."""
     source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
     assert planned(source + "def main(mail):\n    assert A(1).x == 1") == Plan()
+
+
+@pytest.mark.parametrize("to", ["x@h", "go@h", "x-delete@h", "x-help@h", "a+b@h"])
+@pytest.mark.parametrize("state", ["", "POSTING"])
+def test_a_script_checked_before_does_the_same(to: str, state: str) -> None:
+    """What is left out for a script known to have no problems changes nothing."""
+    one, stored = job(BLOG, to=to), Remembered({(): state})
+    assert run(replace(one, checked=True), stored) == run(one, stored)
 
 
 def test_work_is_what_a_script_process_does() -> None:
