@@ -134,7 +134,7 @@ def _drop(work: _Work, edit: DropAttachments) -> None:
             work.notes.append(f"drop_attachments: no part {number}")
             continue
         part = parts[number]
-        while part.source is not work.mail.raw:  # in a message that somebody encoded: all of that goes
+        while part.number and not _can_go(part, parts[parents[part.number]], work.mail):
             part = parts[parents[part.number]]
         lines = [*([edit.note, ""] if edit.note else []), _described(part)]
         if part.is_text and part.type == "text/plain" and transfer.uudecode(part.content):
@@ -144,6 +144,11 @@ def _drop(work: _Work, edit: DropAttachments) -> None:
             work.dropped[part.number] += "\n" + edit.note
         else:
             work.dropped[part.number] = "\n".join(lines)
+
+
+def _can_go(part: Part, parent: Part, mail: Mail) -> bool:
+    """Return whether a part can go alone: not from a message that somebody encoded, or a multipart without parts."""
+    return part.source is mail.raw and not (parent.is_multipart and part.start == parent.header.body)
 
 
 def _described(part: Part) -> str:

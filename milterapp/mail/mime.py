@@ -254,7 +254,7 @@ def _between(part: Part, boundary: bytes) -> list[Part]:
     if opened >= 0:
         part.faults.append("a multipart that is not closed")
         children.append(_part(part, source, opened, end, default_type))
-    elif not closed:
+    elif not children:
         part.faults.append("a multipart without its boundary lines")
     return children
 

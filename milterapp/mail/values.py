@@ -139,8 +139,8 @@ class Program:
         """
         text = untrusted[:_MOST_ARGUMENT].encode("utf-8", "replace").decode("utf-8")
         text = "".join(char if unicodedata.category(char)[0] != "C" and char.isprintable() else " " for char in text)
-        text = text.encode("utf-8")[: _MOST_ARGUMENT - 1].decode("utf-8", "ignore")
-        return "_" + text if at_start and text.startswith(("-", "+", "@")) else text
+        text = "_" + text if at_start and text.startswith(("-", "+", "@")) else text
+        return text.encode("utf-8")[:_MOST_ARGUMENT].decode("utf-8", "ignore")
 
 
 class ReplyText:

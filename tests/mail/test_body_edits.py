@@ -27,6 +27,7 @@ from tests.mail.test_edits import carried_out
 
 TEXT = b"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: quoted-printable\n"
 NOTE = b"Content-Type: text/plain; charset=us-ascii\nContent-Transfer-Encoding: 7bit\nContent-Disposition: inline\n\n"
+TRANSFER = b"Content-Transfer-Encoding: 7bit\nMIME-Version: 1.0\n"
 GIF = b"Content-Type: image/gif\nContent-ID: <1@example.org>\nContent-Transfer-Encoding: base64\n\nR0lGODlhAQABAAAAACw="
 
 
@@ -131,6 +132,18 @@ GIF = b"Content-Type: image/gif\nContent-ID: <1@example.org>\nContent-Transfer-E
             id="unknown",
         ),
         pytest.param("ordinary", [DropAttachments((9,))], [], id="no-such-part"),
+        pytest.param(
+            "multipart-only-closed",
+            [DropAttachments((1,))],
+            [
+                (b"multipart/mixed; boundary=b\n", b"text/plain; charset=us-ascii\n" + TRANSFER),
+                (
+                    b"text that only some readers show\n\n--b--\n",
+                    b"an attachment without a name (multipart/mixed, 40 bytes)\n",
+                ),
+            ],
+            id="a-multipart-that-is-none",
+        ),
     ],
 )
 def test_apply(name: str, edits: list[Edit], changes: list[tuple[bytes, bytes]]) -> None:
@@ -157,6 +170,8 @@ def test_apply(name: str, edits: list[Edit], changes: list[tuple[bytes, bytes]])
         ("signed-pgp-inline", "footer: a signed message"),
         ("signed-below-a-list-footer", "footer: a signed message"),
         ("attachment-alone", "footer: no text part that could take it"),
+        ("multipart-only-closed", "footer: no text part that could take it"),
+        ("multipart-without-lines", "footer: no text part that could take it"),
         ("two-boundaries", "footer: no text part that could take it"),
         ("unknown-encoding", "footer: a text part in an unknown transfer encoding"),
     ],
