@@ -1,0 +1,147 @@
+"""The agent without a monitor: what it takes from the MTA. What it does stands in tests/postfix/test_direct.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from milterapp.delivery import direct
+from tests.delivery.smtp_peer import SmtpPeer
+
+COMMAND = (sys.executable, "-I", "-m", "milterapp.commands.direct")
+GIVEN = {
+    "SENDER": "a@x.org", "RECIPIENT": "bob+y@x.org", "ORIGINAL_RECIPIENT": "info@x.org", "EXTENSION": "y",
+    "CLIENT_ADDRESS": "192.0.2.1",
+}  # fmt: skip
+
+
+def test_the_environment_of_local() -> None:
+    """Each field comes from the variable that local(8) sets for it."""
+    assert direct.envelope(GIVEN, b"Subject: x\n") == {
+        "sender": "a@x.org", "recipient": "bob+y@x.org", "original": "info@x.org", "extension": "y",
+        "client": "192.0.2.1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "head", "want"),
+    [
+        pytest.param({}, b"Return-Path: <b@x.org>\n", {"sender": "b@x.org"}, id="Return-Path"),
+        pytest.param({}, b"Return-Path: <>\nX: y\n", {"sender": ""}, id="null Return-Path"),
+        pytest.param({"SENDER": "MAILER-DAEMON"}, b"", {"sender": ""}, id="MAILER-DAEMON"),
+        pytest.param({"SENDER": "MAILER-DAEMON@mx.example.org"}, b"", {"sender": ""}, id="with a domain"),
+        pytest.param({"SENDER": "mailer-daemons@x.org"}, b"", {"sender": "mailer-daemons@x.org"}, id="almost"),
+        pytest.param({}, b"Subject: x\nReturn-Path: <b@x.org>\n", {"sender": "a@x.org"}, id="not on top"),
+        pytest.param({"ORIGINAL_RECIPIENT": ""}, b"", {"original": "bob+y@x.org"}, id="no original"),
+        pytest.param({"EXTENSION": "", "EXT": "q"}, b"", {"extension": "q"}, id="qmail"),
+        pytest.param({"CLIENT_ADDRESS": ""}, b"", {"client": "unknown"}, id="no client"),
+    ],
+)
+def test_envelope(changes: Mapping[str, str], head: bytes, want: Mapping[str, str]) -> None:
+    """A Return-Path on top is believed, the null sender is known by its names, what is missing has its place."""
+    assert want.items() <= direct.envelope({**GIVEN, **changes}, head).items()
+
+
+def test_no_recipient() -> None:
+    """Without a recipient it was not called by an MTA, and says so."""
+    with pytest.raises(direct.Temporary, match="RECIPIENT"):
+        direct.envelope({"SENDER": "a@x.org"}, b"")
+
+
+@pytest.mark.parametrize(
+    ("message", "want"),
+    [
+        pytest.param(b"From a@x Mon Jan  1 00:00:00 2024\nSubject: x\n\nhi\n", b"Subject: x\n\nhi\n", id="From line"),
+        pytest.param(b"From: a@x\n\nFrom b\n", b"From: a@x\n\nFrom b\n", id="a From field"),
+        pytest.param(b"From", b"From", id="no line"),
+        pytest.param(b"", b"", id="nothing"),
+        pytest.param(
+            b"From " + b"x" * 200_000 + b"\nA: b\n", b"From " + b"x" * 200_000 + b"\nA: b\n", id="without end"
+        ),
+        pytest.param(b"From x\n" + b"y" * 500_000, b"y" * 500_000, id="large"),
+    ],
+)
+def test_message(message: bytes, want: bytes) -> None:
+    """The message is what came, without the line that only mailboxes need."""
+    script = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cat:
+        assert cat.stdin is not None
+        assert cat.stdout is not None
+        if len(message) < 60_000:
+            cat.stdin.write(message)
+            cat.stdin.close()
+            assert b"".join(direct._message(cat.stdout.fileno(), os.getppid())) == want
+    if len(message) >= 60_000:
+        descriptor = os.memfd_create("x")
+        os.write(descriptor, message)
+        os.lseek(descriptor, 0, 0)
+        assert b"".join(direct._message(descriptor, os.getppid())) == want
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["--direct", "--confg", "x"], b"usage: ", id="unknown option"),
+        pytest.param(["--direct", "--config", "/nonexistent"], b"/nonexistent", id="no configuration"),
+        pytest.param(["--direct"], b"delivery.keep", id="keep is Postfix's"),
+        pytest.param(["a", "b"], b"2 arguments, expected 5", id="the client"),
+    ],
+)
+def test_whatever_is_wrong_is_temporary(arguments: list[str], says: bytes) -> None:
+    """Every wrong call ends with 75 and one line that begins with 4.3.0."""
+    done = subprocess.run([*COMMAND, *arguments], input=b"x: y\n\n", capture_output=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout[:6], done.stdout.count(b"\n"), done.stderr) == (75, b"4.3.0 ", 1, b"")
+    assert says in done.stdout
+
+
+@pytest.mark.root
+def test_keep_over_lmtp() -> None:
+    """With `keep: lmtp:…` the message goes there as it came; what that server refuses waits, in one line."""
+    with tempfile.TemporaryDirectory(prefix="milterapp-direct-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "milterapp.yaml").write_text(f"delivery:\n  keep: lmtp:unix:{folder}/lmtp\n")
+        (folder / "milterapp.yaml").chmod(0o644)
+        keeper = SmtpPeer(str(folder / "lmtp"))
+        (folder / "lmtp").chmod(0o666)
+
+        def run() -> tuple[int, bytes, bytes]:
+            done = subprocess.run(
+                [*COMMAND, "--direct", "--config", str(folder / "milterapp.yaml")],
+                input=b"Return-Path: <>\nSubject: x\n\n.hi\n", capture_output=True, check=False, timeout=30,
+                user="nobody", group="nogroup", extra_groups=[], env=GIVEN, cwd="/",
+            )  # fmt: skip
+            return done.returncode, done.stdout, done.stderr
+
+        try:
+            assert run() == (0, b"", b"")
+            (taken,) = keeper.taken
+            assert (taken.mail, taken.rcpt) == ("MAIL FROM:<>", "RCPT TO:<bob+y@x.org>")
+            assert taken.data == b"Return-Path: <>\r\nSubject: x\r\n\r\n.hi\r\n"
+            keeper.refuse = "550 5.2.2 over quota"
+            status, line, errors = run()
+            assert (status, errors) == (75, b"")
+            assert line.startswith(b"4.3.0 keep: ")
+            assert b"over quota" in line
+        finally:
+            keeper.close()
+
+
+@pytest.mark.root
+def test_never_as_root() -> None:
+    """Root has no rules that could be run with root's ids: the mail waits."""
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(b"delivery:\n  keep: maildir\n")
+        file.flush()
+        done = subprocess.run(
+            [*COMMAND, "--direct", "--config", file.name], input=b"x: y\n\n", capture_output=True, check=False,
+            env=GIVEN, timeout=30,
+        )  # fmt: skip
+    assert (done.returncode, b"never to root" in done.stdout) == (75, True)

@@ -1,0 +1,126 @@
+"""`milterapp-pipe --direct` behind local(8): as mailbox_command and in a .forward, with no service of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postfix.harness import PYTHON, Site, message
+from tests.postfix.mailboxes import header
+
+pytestmark = [pytest.mark.root, pytest.mark.postfix]
+
+COMMAND = f"{PYTHON} -I -m milterapp.commands.direct --direct"
+CONFIGURATION = Path("/etc/milterapp/milterapp.yaml")
+ALICE, BOB = "alice@example.org", "bob@example.org"
+
+
+@pytest.fixture(scope="module")
+def commanded(host: Site) -> Iterator[Site]:
+    """The host with the command in place of a transport."""
+    host.postconf(mailbox_transport="", mailbox_command=COMMAND)
+    host.postfix("reload")
+    try:
+        yield host
+    finally:
+        host.run("postconf", "-X", "mailbox_command")
+        host.postconf(mailbox_transport="milterapp:")
+        host.postfix("reload")
+
+
+@pytest.fixture
+def site(commanded: Site) -> Iterator[Site]:
+    """That host, with empty mailboxes, no rules and `keep: maildir`."""
+    commanded.reset()
+    CONFIGURATION.write_text("delivery:\n  keep: maildir\n")
+    try:
+        yield commanded
+    finally:
+        CONFIGURATION.unlink(missing_ok=True)
+
+
+def subjects(messages: list[bytes]) -> list[str]:
+    """Return the subjects of some messages, sorted."""
+    return sorted(header(one, "Subject")[0] for one in messages)
+
+
+def inbox(person: str) -> list[bytes]:
+    """Return what is in a person's Maildir."""
+    return [one.read_bytes() for one in Path(f"/home/{person}/Maildir/new").glob("*")]
+
+
+def test_a_message_is_filed_as_its_recipient(site: Site) -> None:
+    """What no rule speaks of is in the inbox, what a rule files in its folder, as that user, without a From line."""
+    site.rules("alice", "rules:\n  - name: a\n    if:\n      subject: filed\n    then:\n      file: Box\n")
+    site.send(message("kept"))
+    site.send(message("filed"))
+    site.settle()
+    (kept,) = inbox("alice")
+    assert kept.startswith(b"Return-Path: <dora@home.example>\n")
+    assert header(kept, "X-Original-To") == [ALICE]
+    assert subjects(site.folders("alice")["Box"]) == ["filed"]
+    assert site.run("find", "/home/alice/Maildir", "!", "-user", "alice") == ""
+    assert [one.relay for one in site.fates()] == ["local", "local"]
+
+
+def test_a_reject_is_a_notice(site: Site) -> None:
+    """A reject bounces with the rule's words, and nothing is kept."""
+    site.rules("alice", 'rules:\n  - name: no\n    then:\n      reject: "5.7.1 Not here"\n')
+    site.send(message("a word"))
+    site.settle()
+    (notice,) = site.elsewhere()
+    assert b"Not here" in notice
+    assert b"Status: 5.7.1" in notice
+    assert inbox("alice") == []
+
+
+def test_a_retry_repeats_nothing(site: Site) -> None:
+    """An alias with a member who is deferred is tried again as a whole; the other member has one copy."""
+    site.aliases({"team": "alice, bob"})
+    site.rules("alice", 'rules:\n  - name: later\n    then:\n      defer: "4.7.1 Not today"\n')
+    answer = site.send(message("to all"), ["team@example.org"])
+    assert "Not today" in site.deferred(answer.queue_id).text
+    site.flush()
+    site.wait(lambda: len([one for one in site.fates(answer.queue_id) if one.status == "deferred"]) > 1, "a retry", 30)
+    site.rules("alice", "rules:\n  - name: all\n    then: keep\n")
+    site.settle()
+    assert (subjects(inbox("alice")), subjects(inbox("bob"))) == (["to all"], ["to all"])
+
+
+def test_a_forward_is_kept(site: Site) -> None:
+    """A forward cannot leave from here: the message is kept, and nothing is lost."""
+    site.rules("alice", "rules:\n  - name: on\n    then:\n      forward: alice@home.example\n")
+    site.send(message("to be forwarded"))
+    site.settle()
+    assert (subjects(inbox("alice")), site.elsewhere()) == (["to be forwarded"], [])
+
+
+def test_where_postfix_keeps_the_mail_waits(site: Site) -> None:
+    """With `keep: postfix` it is deferred, and the reason names the remedy."""
+    CONFIGURATION.unlink()
+    answer = site.send(message("waiting"))
+    fate = site.deferred(answer.queue_id)
+    assert (fate.dsn, "set `delivery.keep` to maildir" in fate.text) == ("4.3.0", True)
+    CONFIGURATION.write_text("delivery:\n  keep: maildir\n")
+    site.settle()
+    assert subjects(inbox("alice")) == ["waiting"]
+
+
+def test_a_forward_file(site: Site) -> None:
+    """In a .forward it does the same for one user."""
+    site.postconf(mailbox_command="")
+    site.postfix("reload")
+    try:
+        site.forward_file("bob", f'"|{COMMAND}"\n')
+        site.rules("bob", "rules:\n  - name: a\n    if:\n      recipient: {detail: x}\n    then:\n      file: X\n")
+        site.send(message("to bob"), [BOB], sender="")
+        site.send(message("to x"), ["bob+x@example.org"])
+        site.settle()
+        (kept,) = inbox("bob")
+        assert header(kept, "Return-Path") == ["<>"]
+        assert subjects(site.folders("bob")["X"]) == ["to x"]
+    finally:
+        site.postconf(mailbox_command=COMMAND)
+        site.postfix("reload")
