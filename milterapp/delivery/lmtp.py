@@ -151,7 +151,7 @@ def main(argv: list[str]) -> int:
         listener = door.listen(own["socket"], 0o660, socket.SOCK_STREAM)
     except (linux.PrivilegeError, ValueError, OSError) as error:
         log("error", "cannot start", error=str(error))
-        return os.EX_CONFIG
+        return os.EX_TEMPFAIL if isinstance(error, OSError) else os.EX_CONFIG  # what may pass is tried again
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
     log("info", "ready", socket=own["socket"])

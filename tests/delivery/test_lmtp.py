@@ -362,3 +362,12 @@ def test_the_service_does_not_start_without_its_accounts(
     ended = subprocess.run([*SERVICE, settings(**accounts)], capture_output=True, check=False, timeout=20)
     assert (ended.returncode, b"cannot start" in ended.stderr) == (78, True)
     assert next(iter(accounts.values())).encode() in ended.stderr
+
+
+@pytest.mark.root
+def test_what_may_pass_is_no_reason_to_stay_away(settings: Callable[..., str]) -> None:
+    """A socket that cannot be made now ends with 75, after which the unit tries again."""
+    text = settings()
+    Path(json.loads(text)["lmtp"]["socket"]).parent.write_text("in the way")
+    ended = subprocess.run([*SERVICE, text], capture_output=True, check=False, timeout=20)
+    assert (ended.returncode, b"cannot start" in ended.stderr) == (75, True)
