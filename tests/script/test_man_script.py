@@ -1,0 +1,77 @@
+"""milterapp-script(7) names what there is, and its examples run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from milterapp import script
+from milterapp.delivery.sandbox import Bounds
+from milterapp.script.actions import File, Reply, Store
+from milterapp.script.bounce import Bounce
+from milterapp.script.load import MODULES
+from milterapp.script.mail import Attachment, Mail, Person
+from milterapp.script.memory import Remembered
+from milterapp.script.plan import Plan, PlanLimits
+from milterapp.script.untrusted import Untrusted
+from tests.script.sample import planned
+from tests.script.test_run import HARD, report
+
+SOURCE = (Path(__file__).parents[2] / "man/milterapp-script.7").read_text()
+PAGE = re.sub(r"\\f[BIR]", "", SOURCE).replace("\\-", "-")
+EXAMPLES = re.findall(r"^\.EX\n(.*?)^\.EE$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def names(kind: type) -> set[str]:
+    """Return the public names of a class."""
+    return {name for name in vars(kind) if not name.startswith("_")} - {"index"}
+
+
+@pytest.mark.parametrize("kind", [Mail, Person, Attachment, Bounce, Untrusted], ids=lambda one: one.__name__)
+def test_names(kind: type) -> None:
+    """Everything that a script can ask or do stands in the page."""
+    assert {name for name in names(kind) if not re.search(rf"\b{name}\b", PAGE)} == set()
+
+
+def test_public_names() -> None:
+    """So do the names to import."""
+    assert {name for name in script.__all__ if not re.search(rf"\b{name}\b", PAGE)} == set()
+
+
+def test_modules() -> None:
+    """The page lists the modules that can be imported, those and no others."""
+    listed = PAGE.partition(".SH WHAT A SCRIPT CAN IMPORT\n")[2].partition(".SH")[0].split()
+    assert sorted(listed) == sorted(one for one in MODULES if not one.endswith("."))
+
+
+def test_limits() -> None:
+    """The page gives every limit that an author can meet, with its value."""
+    text = PAGE.partition(".SH LIMITS\n")[2].partition(".SH")[0]
+    shown = dict(re.findall(r'([a-z]+) "? ?(?:and " )?([0-9]+)', text.replace('" ', " ")))
+    bounds, limits = Bounds(), PlanLimits()
+    want = {one.name: getattr(limits, one.name) for one in dataclasses.fields(limits)}
+    want |= {"memory": bounds.memory >> 20, "cpu": bounds.cpu, "wall": int(bounds.wall)}
+    want |= {"output": bounds.output >> 20, "questions": bounds.questions}
+    assert {name: int(value) for name, value in shown.items() if name in want} == want
+
+
+def test_the_plain_example() -> None:
+    """The first example files an order, and nothing else."""
+    source = EXAMPLES[0]
+    assert planned(source, raw=b"Subject: Order 17\n\n").actions == (File(("Orders", "17")),)
+    assert planned(source, raw=b"Subject: Order ../x\n\n").actions == ()
+    assert planned(source, raw=b"List-Id: <../a.example>\n\n").actions == (File(("Lists", "_._a.example")),)
+
+
+def test_the_application_example() -> None:
+    """The second example keeps a state for each list."""
+    source, member = EXAMPLES[1], Remembered({("dev",): "MEMBER"})
+    subscribed = planned(source, to="dev-subscribe@h")
+    assert subscribed == Plan((Store("dev/count", False, "1"), Reply("Welcome to dev.")), "MEMBER", ("dev",))
+    assert planned(source, member, to="dev@h").actions == (Reply("Grüße has arrived."),)
+    assert planned(source, member, to="dev-unsubscribe@h").state == "START"
+    bounced = planned(source, to="dev-bounce@h", sender="", raw=report(HARD, "Action: failed", "Status: 5.1.1"))
+    assert bounced.actions == (Store("bob@example.net", True, '"5.1.1"'),)
