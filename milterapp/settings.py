@@ -26,13 +26,19 @@ class Accounts:
 
 @dataclass(frozen=True, slots=True)
 class MilterSettings:
-    """The in-line milter. workers 0: one for each core. on_error: accept or defer."""
+    """The in-line milter. workers 0: one for each core. on_error: accept or defer.
+
+    results_from: networks whose Authentication-Results in the name of authserv_ids stay, `milters` for milters before
+    this one. transports: those that rules may name.
+    """
 
     socket: str = "/var/spool/postfix/milterapp/milter"
     socket_group: str = "postfix"
     rules: str = "/etc/milterapp/rules.yaml"
     workers: int = 0
     on_error: str = "defer"
+    results_from: tuple[str, ...] = ()
+    transports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

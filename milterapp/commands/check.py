@@ -40,7 +40,10 @@ def run(options: argparse.Namespace) -> int:
         codes.append(_failed(failure))
     for path, site in _files(options, settings, codes):
         try:
-            rules = rule_files.site(path) if site and not options.paths else rule_files.named([path], site=site)
+            if site and not options.paths:
+                rules = rule_files.site(settings)
+            else:
+                rules = rule_files.named([path], site=site, authserv_ids=settings.authserv_ids)
         except Failure as failure:
             codes.append(_failed(failure))
         else:

@@ -7,6 +7,7 @@ service with a setting that was misread.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -15,6 +16,7 @@ from milterapp.commands.failure import Failure
 from milterapp.commands.site_file import DEFAULT, bounded, open_file
 from milterapp.delivery import smtp
 from milterapp.mail.limits import Limits
+from milterapp.milter.entry import Trust
 from milterapp.rules.document import decode, parse
 from milterapp.rules.nodes import Mapping, Node
 from milterapp.rules.problem import Problem, near_miss
@@ -32,6 +34,9 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 
 KEEP = ("postfix", "maildir")
+
+# A transport and next hop (transport(5)), nothing that a table of Postfix would read as syntax.
+_TRANSPORT = re.compile(r"[A-Za-z0-9_-]{1,100}:[A-Za-z0-9._:/\[\]-]{0,150}")
 
 BOUNDS: dict[str, tuple[float, float]] = {
     **{f"limits.{one.name}": (1, 2**32) for one in fields(Limits)},
@@ -90,6 +95,8 @@ def _value_problems(root: Node, settings: Settings) -> Iterator[Problem]:
         (_FROM_ROOT, lambda _, value: "" if value.startswith("/") else "a path from `/`"),
         (_NOT_EMPTY, lambda _, value: "" if value else "a value"),
         (("delivery.keep",), _keep),
+        (("milter.results_from",), _client),
+        (("milter.transports",), lambda _, value: "" if _TRANSPORT.fullmatch(value) else "TRANSPORT:NEXTHOP"),
         (_ACCOUNTS, lambda _, value: "" if value not in ("", "root", "0") else "the account of a service"),
     ):
         for name in names:
@@ -113,6 +120,14 @@ def _keep(_: str, value: str) -> str:
             return f"{' or '.join(KEEP)}, lmtp:unix:/PATH or lmtp:inet:HOST:PORT{near_miss(value, KEEP)}"
     except ValueError as error:
         return str(error)
+    return ""
+
+
+def _client(_: str, value: str) -> str:
+    try:
+        Trust((), (value,))
+    except ValueError:
+        return "`milters`, or the address or network of a mail server such as 192.0.2.0/24"
     return ""
 
 

@@ -44,11 +44,12 @@ def main(argv: list[str]) -> int:
         limits = Limits(**given["limits"])
         account = Accounts(**given["accounts"]).milter
         delimiter = str(given["delivery"]["recipient_delimiter"])
+        authserv_ids = tuple(map(str, given["authserv_ids"]))
         log.configure(given["log"])
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise Failure(os.EX_USAGE, f"expected the settings as JSON, made by `milterapp milter`: {error!r}") from None
     _drop(settings, account)
-    return _serve(settings, limits, delimiter)
+    return _serve(settings, limits, delimiter, authserv_ids)
 
 
 def _drop(settings: MilterSettings, account: str) -> None:
@@ -86,21 +87,33 @@ def _directory(path: str, account: linux.Account, group: str) -> None:
         os.close(directory)
 
 
-def _serve(settings: MilterSettings, limits: Limits, delimiter: str) -> int:
+def _serve(settings: MilterSettings, limits: Limits, delimiter: str, authserv_ids: tuple[str, ...]) -> int:
     """Load the rules and serve. Raises Failure."""
+    from milterapp.milter.entry import Trust
     from milterapp.milter.listening import Busy
     from milterapp.milter.site_rules import read_site_rules
     from milterapp.milter.supervisor import Supervisor
 
     os.umask(0o077)
-    load = partial(read_site_rules, settings.rules, delimiter=delimiter, limits=limits)
+    try:
+        trust = Trust(authserv_ids, settings.results_from)
+    except ValueError as error:
+        raise Failure(os.EX_CONFIG, f"milter.results_from: {error}") from None
+    load = partial(
+        read_site_rules,
+        settings.rules,
+        delimiter=delimiter,
+        limits=limits,
+        authserv_ids=authserv_ids,
+        transports=settings.transports,
+    )
     policy, problems = load()
     for one in problems:
         log.get("milter").warning("rules" if policy else "rules refused", problem=str(one))
     if policy is None:
         code = os.EX_DATAERR if os.path.exists(settings.rules) else os.EX_NOINPUT
         raise Failure(code, *problems, f"{settings.rules}: not started; `milterapp check --site` says the same")
-    supervisor = Supervisor(settings, limits, load, policy, delimiter=delimiter)
+    supervisor = Supervisor(settings, limits, load, policy, delimiter=delimiter, trust=trust)
     try:
         return supervisor.run()
     except Busy as error:

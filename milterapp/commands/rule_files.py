@@ -19,6 +19,7 @@ from milterapp.rules.beside import run_tests
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Place, Problem
+from milterapp.settings import Settings
 
 __all__ = ["Rules", "User", "below", "is_site_file", "named", "own", "site", "user_of"]
 
@@ -91,19 +92,26 @@ def own(user: User, path: str) -> Rules:
     return Rules(loaded.policy, loaded.problems)
 
 
-def site(path: str) -> Rules:
+def site(settings: Settings) -> Rules:
     """Return the site's rules, with the checks that the milter makes. Raises Failure 66."""
-    rules = named([path], site=True)
+    path = settings.milter.rules
+    rules = named([path], site=True, authserv_ids=settings.authserv_ids)
     if rules.policy is None or rules.failed:
         return rules
-    _, found = read_site_rules(path)
+    _, found = read_site_rules(path, authserv_ids=settings.authserv_ids, transports=settings.milter.transports)
     more = tuple(problem for problem in found if problem not in rules.problems)
     return Rules(None, (*rules.problems, *more)) if more else rules
 
 
-def named(paths: Sequence[str], *, site: bool) -> Rules:
-    """Return the rules of these files as one policy, in this order. Raises Failure 66."""
-    loaded = [load(_read(path), path, site=site, read_list=_lists(path, site=site), tests=False) for path in paths]
+def named(paths: Sequence[str], *, site: bool, authserv_ids: tuple[str, ...] = ()) -> Rules:
+    """Return the rules of these files as one policy, in this order. Raises Failure 66.
+
+    authserv_ids: whose Authentication-Results they may ask for.
+    """
+    loaded = [
+        load(_read(path), path, site=site, read_list=_lists(path, site=site), tests=False, authserv_ids=authserv_ids)
+        for path in paths
+    ]
     policies = [policy for policy, _ in loaded if policy is not None]
     return _joined(policies, len(paths), tuple(problem for _, found in loaded for problem in found))
 

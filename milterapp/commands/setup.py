@@ -79,7 +79,7 @@ def _site(settings: Settings, postfix: Configuration, door: str | None) -> Site:
     socket = () if place == DeliverySettings().socket else (f"--socket={place}",)
     command = (python, "-I", "-S", str(client), *socket)
     lmtp = settings.lmtp.socket.removeprefix(f"{postfix.queue}/") if door == "lmtp" else ""
-    return Site(settings.accounts.pipe, command, settings.delivery.agents, lmtp)
+    return Site(settings.accounts.pipe, command, settings.delivery.agents, lmtp, settings.milter.transports)
 
 
 def _print(site: Site, postfix: Configuration) -> int:

@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _rules(options: argparse.Namespace, settings: Settings, user: User | None) -> Rules:
     if options.rules:
-        return rule_files.named(options.rules, site=options.site)
+        return rule_files.named(options.rules, site=options.site, authserv_ids=settings.authserv_ids)
     if user is None:
-        return rule_files.site(settings.milter.rules)
+        return rule_files.site(settings)
     return rule_files.own(user, settings.delivery.personal_rules)
 
 

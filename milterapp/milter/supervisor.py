@@ -18,6 +18,7 @@ from milterapp.mail.limits import Limits
 from milterapp.milter import worker
 from milterapp.milter.control import Control
 from milterapp.milter.conversation import Context
+from milterapp.milter.entry import Trust
 from milterapp.milter.listening import Listening
 from milterapp.milter.notify import notify
 from milterapp.milter.plan import plan_for
@@ -78,12 +79,19 @@ class Supervisor:
     """settings, limits: the site's. load: reads rules and runs their tests; (None, problems) where they are no good."""
 
     def __init__(
-        self, settings: MilterSettings, limits: Limits, load: Load, policy: Policy, *, delimiter: str = "+"
+        self,
+        settings: MilterSettings,
+        limits: Limits,
+        load: Load,
+        policy: Policy,
+        *,
+        delimiter: str = "+",
+        trust: Trust | None = None,
     ) -> None:
         self._log = log.get("milter")
         self._settings = settings
         self._load = load
-        self._context = Context(policy, plan_for(policy), limits, settings.on_error, delimiter)
+        self._context = Context(policy, plan_for(policy), limits, settings.on_error, delimiter, trust or Trust())
         self._count = settings.workers or len(os.sched_getaffinity(0))
         self._workers: dict[int, _Worker] = {}
         self._failures = 0

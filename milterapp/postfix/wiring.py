@@ -6,6 +6,7 @@ Sources: pipe(8), local(8), smtpd(8), cleanup(8), master(5), postconf(5), MILTER
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -124,6 +125,7 @@ _CLEANUP = {
     "strict_8bitmime_body": "no",
     "strict_mime_encoding_domain": "no",
 }
+_SYNTAX = re.compile(r"[^A-Za-z0-9_:-]")
 _MORE_HOPS = 10  # a hand-back adds a Received field, and no pass through milterapp-keep can loop
 
 
@@ -141,13 +143,15 @@ class Site:
     """What of milterapp Postfix has to know.
 
     command: the program of the pipe service, each argument its own; agents: how many deliveries at once. lmtp: path of
-    the LMTP door's socket, below the queue directory or from `/`; "" where pipe(8) is the door.
+    the LMTP door's socket, below the queue directory or from `/`; "" where pipe(8) is the door. transports: what the
+    in-line rules may name.
     """
 
     pipe_user: str
     command: tuple[str, ...]
     agents: int
     lmtp: str = ""
+    transports: tuple[str, ...] = ()
 
     @property
     def transport(self) -> str:
@@ -249,6 +253,13 @@ def _main(main: Mapping[str, str], site: Site) -> Iterable[Line]:
         others = main.get(name, "")
         if not _references(others, other):  # else it has ours already, through the other
             yield Line(name, f"{MILTER}, {others}" if others else MILTER, inline)
+    if site.transports:
+        checks = main.get("milter_header_checks", "")
+        yield Line(
+            "milter_header_checks",
+            ", ".join([_transport_table(site.transports), *([checks] if checks else [])]),
+            "a transport that an in-line rule names is this message's",
+        )
     if main.get("mailbox_transport_maps"):
         yield Line("mailbox_transport_maps", "", "asked after the rules instead, by milterapp-keep")
     yield Line("mailbox_transport", site.transport, "each local recipient's mail passes that person's rules")
@@ -259,6 +270,19 @@ def _main(main: Mapping[str, str], site: Site) -> Iterable[Line]:
     yield Line(
         "milterapp-keep_destination_concurrency_limit", "$local_destination_concurrency_limit", "as local(8) has it"
     )
+
+
+def _transport_table(transports: Iterable[str]) -> str:
+    """Return the table (regexp_table(5), within main.cf) that makes our header field a FILTER, for these alone.
+
+    A header that a message brings along is never looked up there, and the milter takes its own away again.
+    """
+    rules = [f"{{ /^X-Milterapp-Transport: {_SYNTAX.sub(_literal, one)}$$/ FILTER {one} }}" for one in transports]
+    return f"regexp:{{ {', '.join(rules)} }}"
+
+
+def _literal(found: re.Match[str]) -> str:
+    return "\\" + found[0]
 
 
 def _forms(name: str) -> tuple[str, str, str]:

@@ -29,7 +29,7 @@ NOBODY = 65534  # the service does not serve as root: a test that is root has it
 class Service:
     """A running `milterapp milter`. rules: its rule file; settings: what differs from the defaults, by section."""
 
-    def __init__(self, folder: Path, rules: str, settings: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, rules: str, settings: dict[str, Any]) -> None:
         self.folder = folder
         self.socket = str(folder / "s" / "milter")
         self.rules = folder / "rules.yaml"
@@ -48,7 +48,7 @@ class Service:
         }
         given["log"] = "json"
         for section, values in settings.items():
-            given[section] |= values
+            given[section] = {**given[section], **values} if isinstance(values, dict) else values
         self._settings = json.dumps(given)
         self._log = folder / "log"
         self._peers: list[Peer] = []
@@ -119,7 +119,7 @@ def serve() -> Iterator[Serve]:
     """Start a milter with these rules and settings."""
     with contextlib.ExitStack() as stack:
 
-        def start(rules: str, **settings: dict[str, Any]) -> Service:
+        def start(rules: str, **settings: Any) -> Service:
             folder = Path(tempfile.mkdtemp(prefix="milterapp-test-"))
             stack.callback(shutil.rmtree, folder)
             folder.chmod(0o755)

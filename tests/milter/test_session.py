@@ -221,6 +221,24 @@ def test_entry(serve: Serve, sender: bytes) -> None:
     assert len(outcome.edits) == (2 if b"friend" in sender else 5)
 
 
+@pytest.mark.parametrize(
+    ("results_from", "believed"),
+    [pytest.param([], False, id="from nobody"), pytest.param(["192.0.2.0/24"], True, id="from that client")],
+)
+def test_forged_results(serve: Serve, results_from: list[str], *, believed: bool) -> None:
+    """What a message says in the name of the site's servers is believed from whom the site says, else taken away."""
+    rules = "rules:\n  - name: passed\n    if: {auth: {dmarc: pass}}\n    then:\n      - add_header: {X-Passed: yes}\n"
+    peer = connected(serve(rules, authserv_ids=["mx.example.org"], milter={"results_from": results_from}))
+    fields = [
+        (b"Authentication-Results", b"other.example; dmarc=fail"),
+        (b"Authentication-Results", b"mx.example.org; dmarc=pass header.from=bank.example"),
+    ]
+    outcome = peer.message(fields=fields)
+    assert outcome.edits == (
+        [("h", b"X-Passed\0 yes\0")] if believed else [("m", struct.pack("!I", 2) + b"Authentication-Results\0\0")]
+    )
+
+
 def test_entry_of_what_could_not_be_decided(serve: Serve) -> None:
     """What is accepted because it could not be decided is cleaned all the same."""
     peer = connected(serve(RULES, milter={"on_error": "accept"}))

@@ -166,3 +166,19 @@ def test_the_lmtp_door() -> None:
     assert service.command == "lmtp -o lmtp_send_xforward_command=yes"
     assert goal.settings()["mailbox_transport"] == "milterapp:unix:m/socket"
     assert "milterapp_time_limit" not in goal.settings()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param({}, "TABLE", id="none before"),
+        pytest.param({"milter_header_checks": "pcre:/x"}, "TABLE, pcre:/x", id="beside another"),
+    ],
+)
+def test_transports(before: dict[str, str], after: str) -> None:
+    """The transports that rules may name, to the letter, and no others; and no table where there are none."""
+    table = "regexp:{ { /^X-Milterapp-Transport: smtp:\\[a\\.example\\]:25$$/ FILTER smtp:[a.example]:25 } }"
+    site = dataclasses.replace(SITE, transports=("smtp:[a.example]:25",))
+    got = wanted(site, before, {}, KNOWN, "/x").settings()
+    assert got["milter_header_checks"] == after.replace("TABLE", table)
+    assert "milter_header_checks" not in wanted(SITE, before, {}, KNOWN, "/x").settings()
