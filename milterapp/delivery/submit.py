@@ -41,7 +41,7 @@ _PAUSE = 0.5  # seconds, where a connection cannot be taken
 _STACK = 1024 * 1024
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
 _LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
-_GROWTH = 1024 * 1024  # bytes by which edits may make a message longer
+_GROWTH = 16 * 1024 * 1024  # bytes by which edits may make a message longer: a new body is at most a rule file long
 _SWEEP = 3600.0  # seconds between two sweeps of old records
 
 
