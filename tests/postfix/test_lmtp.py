@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import grp
+import pwd
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.postfix.harness import Site, message
+from tests.postfix.harness import PYTHON, Site, message
 from tests.postfix.mailboxes import header
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
@@ -173,6 +176,52 @@ def test_keep_in_the_maildir(maildir: Site) -> None:
         "mx.example.org[milterapp-lmtp/socket]"
     }
     assert subjects(maildir.mailbox("root")) == ["from cron"]  # below the floor: Postfix keeps it
+
+
+def test_a_door_that_is_killed_loses_and_doubles_nothing(site: Site) -> None:
+    """Killed again and again while mail passes, the door leaves each message with its recipient, once."""
+    site.rules("bob", "rules:\n  - name: all\n    then:\n      file: All\n")
+    want = [f"number {number}" for number in range(40)]
+    for number, subject in enumerate(want):
+        site.send(message(subject), [BOB] if number % 2 else [ALICE])
+        if number % 10 == 5:
+            site._services["lmtp"].kill()
+            site._services.pop("lmtp").wait()
+            site.start_service("lmtp")
+    site.settle()
+    assert sorted(subjects(site.inbox("alice")) + subjects(site.folders("bob")["All"])) == sorted(want)
+
+
+REACH = """
+import os, socket, sys
+def attempt(kind, path):
+    try:
+        socket.socket(socket.AF_UNIX, kind).connect(path)
+    except OSError as error:
+        return error.strerror
+    return "connected"
+print(attempt(socket.SOCK_SEQPACKET, "/run/milterapp/monitor/socket"))
+print(attempt(socket.SOCK_SEQPACKET, "/run/milterapp/submit/socket"))
+print(attempt(socket.SOCK_STREAM, "/var/spool/postfix/milterapp/milter"))
+print(attempt(socket.SOCK_STREAM, "/var/spool/postfix/public/milterapp-hand-back"))
+for path in ("/var/lib/milterapp/submit/journal.sqlite", "/etc/shadow", "/home/alice/.milterapp/rules.yaml"):
+    print(os.access(path, os.R_OK))
+"""
+
+
+def test_what_the_door_reaches_were_it_taken_over(site: Site) -> None:
+    """With its ids a process reaches the monitor, and no other service, no journal, nobody's rules."""
+    site.rules("alice", NO_WORD)
+    done = subprocess.run(
+        [PYTHON, "-I", "-c", REACH], user="milterapp-lmtp", group="milterapp-lmtp", extra_groups=["milterapp-pipe"],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split("\n") == ["connected", *["Permission denied"] * 3, *["False"] * 3, ""]
+    status = Path(f"/proc/{site._services['lmtp'].pid}/status").read_text()
+    lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert (lines["CapEff"], lines["CapBnd"], lines["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
+    assert lines["Uid"].split() == [str(pwd.getpwnam("milterapp-lmtp").pw_uid)] * 4
+    assert lines["Groups"].split() == [str(grp.getgrnam("milterapp-pipe").gr_gid)]
 
 
 def test_setup_keeps_the_door_it_finds(site: Site) -> None:
