@@ -34,6 +34,7 @@ OURS = ("milterapp.rules", "milterapp.script", "milterapp.mail.message", "milter
 FORBIDDEN = {
     "milterapp.delivery.pipe": (*FOREIGN, *OURS, "sqlite3", "milterapp.mail", "milterapp.state", "milterapp.commands"),
     "milterapp.delivery.monitor": (*FOREIGN, *OURS, "sqlite3", "milterapp.state", "milterapp.commands"),
+    "milterapp.delivery.lmtp": (*FOREIGN, *OURS, "sqlite3", "milterapp.state", "milterapp.commands"),
     "milterapp.delivery.resolver": (*FOREIGN, *OURS, "sqlite3", "milterapp.state", "milterapp.commands"),
 }
 
