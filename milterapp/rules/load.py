@@ -12,6 +12,7 @@ from milterapp.rules.action import Action
 from milterapp.rules.actions_deliveries import ForwardTo
 from milterapp.rules.actions_edits import AddRecipientTo, SetSenderTo
 from milterapp.rules.beside import run_tests
+from milterapp.rules.caution import cautions
 from milterapp.rules.clauses import AllOf, Clause, Present, captured, leaves, own_lists
 from milterapp.rules.conditions_marks import Duplicate, Marked
 from milterapp.rules.decision import Verdict
@@ -92,6 +93,7 @@ def _policy(root: Node, file: str, decoder: RuleDecoder, read_list: ReadList | N
     cases: tuple[tuple[Place, Case], ...] = ()
     if tested is not None:
         cases = read_cases(tested, decoder, [rule.name for rule in rules])
+    decoder.problems.extend(cautions(rules, site=decoder.site))
     policy = Policy(file, decoder.site, rules, cases)
     if not _fatal(decoder.problems):
         _ = policy.index  # made now, so that workers which fork from here share it
@@ -204,7 +206,8 @@ def _rule(node: Node, decoder: RuleDecoder, names: dict[str, Place]) -> Rule | N
     if name is None or clause is None or actions is None or done is None or isinstance(observe, Missing):
         return None
     whole = _with_values(clause, actions, done.place, decoder)
-    rule = Rule.make(name, node.place, whole, tuple(one for one, _ in actions), observe=observe)
+    done_things, places = tuple(one for one, _ in actions), tuple(where for _, where in actions)
+    rule = Rule.make(name, node.place, whole, done_things, observe=observe, places=places)
     return rule if _fits(rule, actions, decoder) else None
 
 

@@ -78,7 +78,8 @@ class Matcher:
     def seal(self) -> None:
         """Compile the pattern sets."""
         if self._folded:
-            self._folded_set = PatternSet((pattern, tuple(numbers)) for pattern, numbers in self._folded.items())
+            folded = [(pattern, tuple(numbers)) for pattern, numbers in self._folded.items()]
+            self._folded_set = PatternSet(folded, literal=True)
         if self._patterns:
             self._pattern_set = PatternSet((pattern, tuple(numbers)) for pattern, numbers in self._patterns.items())
 

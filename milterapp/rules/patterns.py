@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from time import thread_time
 from typing import Any
 
 import re2
+
+from milterapp.mail.limits import LimitHit
 
 __all__ = ["MAX_PATTERN", "PatternSet", "check", "compiled", "escape", "from_glob", "from_regex", "group_names"]
 
@@ -20,6 +23,11 @@ SET_SIZE = 2500
 # A pattern of more instructions than this (a counted repetition, mostly) has so many states that it would slow a whole
 # set down; by itself RE2 gives up on states in time.
 SET_PROGRAM = 100
+
+MAX_LOOSE = 40  # of a pattern for the body, see looseness.py: 1 MB costs it a third of a second at worst
+SHORT = 2048  # bytes of a text that sets are asked about, whatever is in them
+MOST_SECONDS = 0.15  # of CPU for one long text of up to 1 MB, and for each further one
+NEVER = r"\x00milterapp\x00"
 
 # What RE2 leaves out on purpose, as the person who wrote the pattern knows it.
 UNSUPPORTED = {
@@ -85,20 +93,27 @@ def from_glob(glob: str, *, case: bool) -> str:
 
 
 class PatternSet:
-    """Many patterns over one text in one pass, in chunks that fit RE2's memory.
+    """Many patterns over one text. literal: they are all plain texts.
 
-    Each chunk ends with a pattern that always matches: RE2 answers "out of memory" as "no match", and its absence
-    tells the two apart; such a chunk's patterns are then tried one by one. A chunk without a set is tried so always.
+    A short text is matched by sets, in one pass for each chunk that fits RE2's memory. Each chunk ends with a pattern
+    that always matches: RE2 answers "out of memory" as "no match", and its absence tells the two apart; such a chunk's
+    patterns are then tried one by one. A chunk without a set is tried so always.
+    A long text could have a set of patterns that are no plain texts build a state for every byte. There one pass looks
+    for the texts that the patterns cannot do without, and those whose texts are there are tried one by one, within
+    a time. Raises LimitHit where that is not enough.
     """
 
-    __slots__ = ("_chunks",)
+    __slots__ = ("_chunks", "_filter", "_literal", "_patterns")
 
-    def __init__(self, patterns: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    def __init__(self, patterns: Iterable[tuple[str, tuple[int, ...]]], *, literal: bool = False) -> None:
+        self._literal = literal
+        self._patterns = list(patterns)
+        self._filter: Any = None
         self._chunks: list[tuple[Any, list[tuple[str, tuple[int, ...]]]]] = []
         every: list[tuple[str, tuple[int, ...]]] = []
         alone: list[tuple[str, tuple[int, ...]]] = []
-        for one in patterns:
-            heavy = "{" in one[0] and compiled(one[0]).programsize > SET_PROGRAM
+        for one in self._patterns:
+            heavy = not literal and "{" in one[0] and compiled(one[0]).programsize > SET_PROGRAM
             (alone if heavy else every).append(one)
         if alone:
             self._chunks.append((None, alone))
@@ -123,8 +138,11 @@ class PatternSet:
         self._chunks.append((made, chunk))
 
     def match(self, text: str, into: set[int]) -> None:
-        """Add the numbers of the patterns found in the text; it must hold no surrogates."""
+        """Add the numbers of the patterns found in the text; it must hold no surrogates. Raises LimitHit."""
         encoded = text.encode()
+        if len(encoded) > SHORT and not self._literal:
+            self._match_long(text, encoded, into)
+            return
         for made, chunk in self._chunks:
             hits = made.Match(encoded) if made is not None else None
             if hits is None or len(chunk) not in hits:
@@ -135,3 +153,23 @@ class PatternSet:
                 for hit in hits:
                     if hit < len(chunk):
                         into.update(chunk[hit][1])
+
+    def _match_long(self, text: str, encoded: bytes, into: set[int]) -> None:
+        known = self._filter
+        if known is None:
+            known = re2.Filter()
+            options = _options(PATTERN_MEMORY)
+            for pattern, _ in self._patterns:
+                known.Add(pattern, options)
+            known.Add(NEVER, options)  # without any text to look for a filter cannot be asked
+            known.Compile()
+            self._filter = known
+        most = MOST_SECONDS * max(1.0, len(encoded) / 1_000_000)
+        begun = thread_time()
+        for hit in known.Match(encoded, True) or ():  # noqa: FBT003 - "potential": what may match by its texts
+            if hit == len(self._patterns):
+                continue
+            if thread_time() - begun > most:
+                raise LimitHit(f"patterns that took more than {most:.2f} seconds for {len(encoded)} bytes")
+            if known.re(hit).search(text):
+                into.update(self._patterns[hit][1])

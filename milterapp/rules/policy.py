@@ -37,10 +37,20 @@ class Rule:
     one_recipient: bool = False
     marks: bool = False
     counts: bool = False
+    places: tuple[Place, ...] = ()
 
     @classmethod
-    def make(cls, name: str, place: Place, clause: Clause, actions: tuple[Action, ...], *, observe: bool) -> Rule:
-        """Return a rule with what follows from its parts."""
+    def make(
+        cls,
+        name: str,
+        place: Place,
+        clause: Clause,
+        actions: tuple[Action, ...],
+        *,
+        observe: bool,
+        places: tuple[Place, ...] = (),
+    ) -> Rule:
+        """Return a rule with what follows from its parts. places: of the actions."""
         verdicts = [action.verdict for action in actions if action.verdict is not None]
         values = {value.word for action in actions for text in action.templates() for value in text.values}
         ends = any(action.ends() for action in actions)
@@ -58,6 +68,7 @@ class Rule:
             or not ONE_RECIPIENT.isdisjoint(values),
             marks=marks,
             counts=ends or marks,
+            places=places,
         )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from milterapp.rules.decode import MISSING, Decoder, Missing
 from milterapp.rules.folding import fold_domain
 from milterapp.rules.lists import NamedList, network_of
+from milterapp.rules.looseness import loose
 from milterapp.rules.matcher import LIST_KINDS
 from milterapp.rules.nodes import Items, Node, Text, kind_of, quoted
 from milterapp.rules.nodes import Mapping as MappingNode
 from milterapp.rules.operators import OPERATORS, SUBTESTS, In, Operator, Test, TestNumber
-from milterapp.rules.patterns import check
+from milterapp.rules.patterns import MAX_LOOSE, check
 from milterapp.rules.placeholders import Template, parse_template
 from milterapp.rules.problem import Place, Problem, near_miss
 from milterapp.rules.units import parse_bool, parse_count, parse_number, parse_size
@@ -70,6 +71,7 @@ class RuleDecoder(Decoder):
         super().__init__(problems, hooks)
         self.site = site
         self.allowed = allowed
+        self.long_texts = False  # what is read now is asked of a whole body
         self.lists: dict[str, NamedList] = {}
 
     def may(self, place: Place, what: str, word: str) -> bool:
@@ -293,7 +295,16 @@ def _check(word: str, value: str, kind: str, decoder: RuleDecoder) -> None:
     """Raise ValueError unless the value is one that the operator can have under this kind of condition."""
     if word == "regex":
         check(value)
-    elif word in ("over", "under"):
+    if word in ("regex", "glob") and decoder.long_texts:
+        places = loose(value) if word == "regex" else value.count("?")
+        if places > MAX_LOOSE:
+            raise ValueError(
+                f"the pattern {value[:60]!r} is too dear for a whole body: {places} places that are no fixed character,"
+                f" counted repetitions counted out, expected at most {MAX_LOOSE}"
+            )
+    if word == "regex":
+        return
+    if word in ("over", "under"):
         _number(value)
     elif word == "is" and kind == "network":
         try:

@@ -128,8 +128,11 @@ def _malformed(condition: type[Condition], key: Text, value: Node, decoder: Rule
 
 
 def _sought(condition: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
-    kind = cast("type[Sought]", condition).parts[""][0]
-    return _leaf(condition, key, read_test(value, decoder, kind))
+    asked = cast("type[Sought]", condition)
+    decoder.long_texts = asked.late
+    test = read_test(value, decoder, asked.parts[""][0])
+    decoder.long_texts = False
+    return _leaf(condition, key, test)
 
 
 def _leaf(condition: type[Condition], key: Text, test: Test | Missing) -> Made:

@@ -168,3 +168,38 @@ def test_no_rule_file_raises(lines: list[str], site: bool) -> None:
     """Whatever stands in a rule file, it is a policy without a problem or problems without a policy."""
     policy, problems = load("\n".join(lines).encode(), "f", site=site)
     assert (policy is None) is any(not problem.warning for problem in problems)
+
+
+DEAR = {
+    "dots in a row": "a..............................b{}",
+    "a window": "a[ab]{{39}}c{}",
+    "groups in a row": "(a|b)*a" + "(a|b)" * 20 + "c{}",
+    "no text at all": "[ab]+[ba]+[a-c]+.?",
+    "stars": "a.*b.*a.*{}",
+}
+LETTERS = "".join("ab"[(at * at + at // 7) % 2] for at in range(1000))
+
+
+@pytest.mark.parametrize("pattern", DEAR.values(), ids=DEAR)
+def test_a_thousand_dear_patterns_for_a_body(pattern: str) -> None:
+    """Patterns made to have a state for every byte cost a megabyte no more than their time; then it is not told."""
+    rules = "".join(
+        f"- name: r{at}\n  if: {{body: {{regex: '{pattern.format(at)}'}}}}\n  then: {{add_header: {{X-A: b}}}}\n"
+        for at in range(1000)
+    )
+    policy = policy_of("rules:\n" + rules, site=True)
+    facts = facts_of(b"Subject: x\n\n" + LETTERS.encode() * 1000)
+    assert len(facts.message.text) > 900_000
+    begun = time.process_time()
+    decision = decide(policy, facts)
+    assert spent(begun) < SECONDS
+    assert decision.could_not_tell == "" or "patterns that took more than" in decision.could_not_tell
+
+
+@pytest.mark.parametrize("pattern", [r"(\w{1,20}\s?){20}x", "a[ab]{41}", "(ab?){0,50}"])
+def test_a_pattern_too_dear_for_a_body(pattern: str) -> None:
+    """A counted repetition that could cost seconds a message is refused for bodies, and taken for a subject."""
+    policy, problems = load(rule_of(f"body: {{regex: '{pattern}'}}").encode(), "f", site=False)
+    assert policy is None
+    assert "is too dear for a whole body" in str(problems[0])
+    policy_of(rule_of(f"subject: {{regex: '{pattern}'}}"))

@@ -8,7 +8,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from milterapp.mail.limits import LimitHit
 from milterapp.rules import patterns
+from milterapp.rules.looseness import loose
 from milterapp.rules.patterns import PatternSet, check, compiled, escape, from_glob, from_regex, group_names
 
 
@@ -100,3 +102,77 @@ def test_group_names() -> None:
     """The named groups of a pattern are known, in both spellings."""
     assert sorted(group_names(r"(?P<a>x)(y)(?P<b_2>z)")) == ["a", "b_2"]
     assert group_names("(x)") == []
+
+
+PIECES = [
+    "word",
+    "ab",
+    "é",
+    "É",
+    "ß",
+    ".",
+    "\\d",
+    "[a-d]",
+    "(a|bé)",
+    "x*",
+    "(?:ab?){2,3}",
+    "\\b",
+    "^",
+    "$",
+    "a{2}",
+    "\\pL",
+]
+WORDS = st.sampled_from(["word", "AB", "aab", "é", "É", "SS", "ß", "7", " ", "\n", "x", "bÉ", "K", "\u212a"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join), min_size=1, max_size=5),
+    st.lists(WORDS, max_size=12).map("".join),
+    st.booleans(),
+)
+def test_a_long_text_is_matched_as_a_short_one(regexes: list[str], text: str, case: bool) -> None:
+    """The pass over a long text finds what the sets and what each pattern alone would."""
+    made = [from_regex(one, case=case) for one in regexes]
+    filler = "~" * patterns.SHORT
+    long = f"{text}\n{filler}\n{text}"
+    assert found(made, long) == {at for at, one in enumerate(made) if compiled(one).search(long)}
+    assert found(made, text) == {at for at, one in enumerate(made) if compiled(one).search(text)}
+
+
+LOOSE = {
+    "invoice": 0,
+    "in.oi.e": 2,
+    "a{30}": 30,
+    "a{1}": 0,
+    ".*": 1,
+    ".{20}": 20,
+    ".{2,20}": 20,
+    ".{5,}": 5,
+    "[^]a-z]+x": 1,
+    "[[:alpha:]\\]]{3}": 3,
+    "(ab?){0,50}": 100,
+    "((a{2}b){3}c){4}": 40,
+    "viagra|cialis|pills": 1,
+    r"\bword\d{4}\b": 4,
+    r"\p{Greek}\pN\x{41}\x41\.": 2,
+    r"(?P<year>\d{4})(?i:x)(?s).": 5,
+    r"\Qa.*{9}\E.": 1,
+    "a{x}": 0,
+    "a{": 0,
+    "^$": 0,
+}
+
+
+@pytest.mark.parametrize(("pattern", "places"), LOOSE.items(), ids=LOOSE)
+def test_how_loose_a_pattern_is(pattern: str, places: int) -> None:
+    """A place that is no fixed character counts, in a counted repetition every place does."""
+    check(pattern)
+    assert loose(pattern) == places
+
+
+def test_a_long_text_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns that take too long for a text are "could not tell", never "no match"."""
+    monkeypatch.setattr(patterns, "MOST_SECONDS", 0.0)
+    with pytest.raises(LimitHit, match="patterns that took more than"):
+        found([r"\d+", r"[x-z]\W"], "a" * 10_000)
