@@ -88,7 +88,7 @@ class Host:
         self.postconf(**{name: value.format(**ids) for name, value in _MAIN.items()})
         subprocess.run(["newaliases"], check=True)
         prepare_chroot = Path("/usr/lib/postfix/configure-instance.sh")
-        if prepare_chroot.exists():  # what a chroot smtpd needs; Debian 13's own `postfix start` does it, and refuses this
+        if prepare_chroot.exists():  # what a chroot smtpd needs; on Debian 13 `postfix start` does it, and this fails
             subprocess.run([str(prepare_chroot), "-"], check=False, capture_output=True)
 
     def postconf(self, **settings: str) -> None:
