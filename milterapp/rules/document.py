@@ -17,7 +17,7 @@ __all__ = ["MAX_DEPTH", "MAX_EVENTS", "MAX_PROBLEMS", "MAX_SIZE", "decode", "par
 
 MAX_SIZE = 4 * 1024 * 1024
 MAX_DEPTH = 50
-MAX_EVENTS = 250_000
+MAX_EVENTS = 200_000
 MAX_PROBLEMS = 100
 
 # The C scanner is fed event by event and left at the first one too deep: its composer recurses without a bound.
