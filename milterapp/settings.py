@@ -29,7 +29,8 @@ class MilterSettings:
     """The in-line milter. workers 0: one for each core. on_error: accept or defer.
 
     results_from: networks whose Authentication-Results in the name of authserv_ids stay, `milters` for milters before
-    this one. transports: those that rules may name.
+    this one. transports: those that rules may name. step_time, message_time: how long a step may take, and the end of a
+    message.
     """
 
     socket: str = "/var/spool/postfix/milterapp/milter"
@@ -39,6 +40,8 @@ class MilterSettings:
     on_error: str = "defer"
     results_from: tuple[str, ...] = ()
     transports: tuple[str, ...] = ()
+    step_time: float = 5.0
+    message_time: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ _TRANSPORT = re.compile(r"[A-Za-z0-9_-]{1,100}:[A-Za-z0-9._:/\[\]-]{0,150}")
 BOUNDS: dict[str, tuple[float, float]] = {
     **{f"limits.{one.name}": (1, 2**32) for one in fields(Limits)},
     "milter.workers": (0, 256),
+    "milter.step_time": (0.1, 25),  # Postfix's milter_command_timeout is 30 seconds
+    "milter.message_time": (0.1, 250),  # and its milter_content_timeout 300
     "delivery.min_uid": _IDS,
     "delivery.min_gid": _IDS,
     "delivery.gids": _IDS,

@@ -18,6 +18,7 @@ from milterapp.mail.edits import edits_body, notes
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
 from milterapp.milter.apply import Call, calls_for, is_empty, removals
+from milterapp.milter.budget import Budget
 from milterapp.milter.collect import Collector
 from milterapp.milter.entry import Trust, forbidden
 from milterapp.milter.event import Happening
@@ -60,7 +61,7 @@ _REFUSALS = {Verdict.REJECT: Say.REJECT, Verdict.DEFER: Say.DEFER}
 class Context:
     """What all connections of a worker share. on_error: accept or defer. delimiter: Postfix's recipient_delimiter.
 
-    trust: whose Authentication-Results stay.
+    trust: whose Authentication-Results stay. budget: how long a step may take.
     """
 
     policy: Policy
@@ -69,6 +70,7 @@ class Context:
     on_error: str = "defer"
     delimiter: str = "+"
     trust: Trust = field(default_factory=Trust)
+    budget: Budget = field(default_factory=Budget)
 
 
 class Conversation:
@@ -309,6 +311,15 @@ class Conversation:
             self.happened.clear()
             return self._close(Decision(), Said(Say.DEFER, FAULT), f"edits: {error}")
         self.note_fault(step, error)
+        return self._fail(step)
+
+    def late(self, step: Step, why: str, said: Said) -> Said:
+        """Answer a step that took too long, whatever was decided, as on_error says; a fault was already."""
+        if self._fault:
+            return said
+        self._final = None
+        self.happened.clear()
+        self.note_fault(step, LimitHit(why))
         return self._fail(step)
 
     def note_fault(self, step: Step, error: BaseException) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import milter
 
 from milterapp import log
+from milterapp.milter.budget import Ticker
 from milterapp.milter.conversation import CONTINUE, Context, Conversation, Said, Say
 from milterapp.milter.event import fields_of
 from milterapp.milter.plan import MACROS, Step
@@ -80,6 +81,7 @@ _VERDICTS = {Say.REJECT: Verdict.REJECT, Say.DEFER: Verdict.DEFER}
 _KNOWN_NAMELESS = ("", "unknown")
 
 _log = log.get("milter")
+_ticker = Ticker()
 _here = threading.local()  # .session: the connection whose callback runs
 
 
@@ -161,8 +163,11 @@ def _step(step: Step) -> Callable[[Callable[..., Said]], Callable[..., int]]:
             try:
                 if session is None:
                     session = _adopt(ctx, _Shared.protocol)
-                code = session.answer(ctx, step, function(session, ctx, *arguments))
-                session.spent[step] = session.spent.get(step, 0.0) + perf_counter() - begun
+                said = function(session, ctx, *arguments)
+                took = perf_counter() - begun
+                session.spent[step] = session.spent.get(step, 0.0) + took
+                late = _Shared.context.budget.exceeded(step, took)
+                code = session.answer(ctx, step, session.conversation.late(step, late, said) if late else said)
                 if session.conversation.happened:
                     session.tell()
             except BaseException as error:  # noqa: BLE001 - above is libmilter, which would answer in its own words
@@ -288,7 +293,8 @@ def _body(session: Session, _ctx: Any, chunk: bytes) -> Said:
 @_step("eom")
 def _end_of_message(session: Session, ctx: Any) -> Said:
     session.conversation.queue_id = _macro(ctx, "i") or session.conversation.queue_id
-    return session.conversation.end_of_message()
+    with _ticker.watching(ctx):
+        return session.conversation.end_of_message()
 
 
 @_step("abort")
@@ -358,4 +364,5 @@ def serve(context: Context) -> None:
     """Serve connections until libmilter is stopped, which abandons those it has."""
     _Shared.context = context
     sys.excepthook = _untrapped
+    _ticker.start()
     milter.main()

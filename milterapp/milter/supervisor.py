@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from milterapp import log
 from milterapp.mail.limits import Limits
 from milterapp.milter import worker
+from milterapp.milter.budget import Budget
 from milterapp.milter.control import Control
 from milterapp.milter.conversation import Context
 from milterapp.milter.entry import Trust
@@ -91,7 +92,15 @@ class Supervisor:
         self._log = log.get("milter")
         self._settings = settings
         self._load = load
-        self._context = Context(policy, plan_for(policy), limits, settings.on_error, delimiter, trust or Trust())
+        self._context = Context(
+            policy,
+            plan_for(policy),
+            limits,
+            settings.on_error,
+            delimiter,
+            trust or Trust(),
+            Budget(settings.step_time, settings.message_time),
+        )
         self._count = settings.workers or len(os.sched_getaffinity(0))
         self._workers: dict[int, _Worker] = {}
         self._failures = 0

@@ -416,6 +416,27 @@ def test_limit(serve: Serve, on_error: str, code: str, at: str, count: int) -> N
         assert (event["fault"], event["verdict"]) == ("eoh: more than 3 header fields", on_error)
 
 
+@pytest.mark.parametrize(
+    ("name", "on_error", "want"),
+    [
+        pytest.param("step_time", "defer", ("mail", "y"), id="a step, deferred"),
+        pytest.param("step_time", "accept", ("eoh", "a"), id="a step, accepted"),
+        pytest.param("message_time", "defer", ("eom", "y"), id="the end, deferred"),
+        pytest.param("message_time", "accept", ("eom", "a"), id="the end, accepted"),
+    ],
+)
+def test_late(serve: Serve, name: str, on_error: str, want: tuple[str, str]) -> None:
+    """A step that took too long gets what on_error says, and the log says which; it is one event."""
+    service = serve(RULES, milter={name: 1e-9, "on_error": on_error})
+    peer = service.peer()
+    peer.connect()
+    outcome = peer.message(fields=[(b"Subject", b"invoice")])
+    assert ((outcome.at, outcome.code), outcome.edits) == (want, [])
+    event = service.message_event()
+    assert "took 0.0 s, more than 1e-09 s" in event["fault"]
+    assert event["verdict"] == on_error
+
+
 def test_large_body(serve: Serve) -> None:
     """A body beyond the limit is not kept and not sent on; the answer at its end is on_error's."""
     service = serve(RULES, limits={"message_bytes": 100_000})
