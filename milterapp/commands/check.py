@@ -80,7 +80,7 @@ def _own(settings: Settings) -> Sequence[int]:
     if not os.path.lexists(path):
         return ()
     try:
-        return (_report(path, rule_files.own(user, settings.delivery.personal_rules)),)
+        return (_report(path, rule_files.own(user, settings.delivery.personal_rules, settings.authserv_ids)),)
     except Failure as failure:
         return (_failed(failure),)
 

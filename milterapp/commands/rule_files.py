@@ -66,8 +66,9 @@ def user_of(name: str | None) -> User:
     return User(found.pw_name, found.pw_uid, found.pw_gid, home)
 
 
-def own(user: User, path: str) -> Rules:
-    """Return a user's own rules, read with the ids of that user. path: settings.delivery.personal_rules.
+def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
+    """Return a user's own rules, read with the ids of that user. path: settings.delivery.personal_rules; authserv_ids:
+    the setting of that name.
 
     SECURITY: called by root for somebody else, this process becomes that user first, and stays so.
     Raises Failure 66 where there are none, or the home cannot be read.
@@ -79,14 +80,14 @@ def own(user: User, path: str) -> Rules:
         with open_home(user.home, user.uid) as home:
             if home is None:
                 raise Failure(os.EX_NOINPUT, f"{user.name} has no home, so no rules; name a file with --rules")
-            loaded = RuleFile(path, user.uid).load(home)
+            loaded = RuleFile(path, user.uid, authserv_ids).load(home)
     except Unavailable as error:
         raise Failure(os.EX_NOINPUT, f"{shown}: cannot read: {error}") from error
     if loaded.policy is None and not loaded.problems:
         raise Failure(os.EX_NOINPUT, f"{shown}: there is no such file, so all mail is kept; name one with --rules")
     if loaded.policy is None:
         # The agent refuses rules whose tests fail; here they are tried all the same, and the exit code says so.
-        again = named([os.path.join(user.home, path)], site=False)
+        again = named([os.path.join(user.home, path)], site=False, authserv_ids=authserv_ids)
         if again.failed and {one.text for one in loaded.problems} <= {one.text for one in again.found}:
             return again
     return Rules(loaded.policy, loaded.problems)

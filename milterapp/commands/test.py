@@ -78,7 +78,7 @@ def _rules(options: argparse.Namespace, settings: Settings, user: User | None) -
         return rule_files.named(options.rules, site=options.site, authserv_ids=settings.authserv_ids)
     if user is None:
         return rule_files.site(settings)
-    return rule_files.own(user, settings.delivery.personal_rules)
+    return rule_files.own(user, settings.delivery.personal_rules, settings.authserv_ids)
 
 
 def _decide(rules: Rules, raw: bytes, of: Envelope, settings: Settings, options: argparse.Namespace) -> Decision:

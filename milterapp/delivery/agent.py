@@ -86,7 +86,7 @@ class Agent:
         self._home = home
         self._user = user
         self._limits = Limits(**settings.limits)
-        self._rules = RuleFile(settings.personal_rules, os.geteuid())
+        self._rules = RuleFile(settings.personal_rules, os.geteuid(), settings.authserv_ids)
         self._journal: Journal | None = None
         self._journal_path = os.path.join(home, _STATE, _JOURNAL)
         self._swept = time.time()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ class AgentSettings:
 
     personal_rules, maildir: below the home unless absolute. keep: as the site has it. broken_rules: defer or keep.
     limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
-    journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime).
+    journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
     """
 
     personal_rules: str = ".milterapp/rules.yaml"
@@ -31,6 +31,11 @@ class AgentSettings:
     limits: Mapping[str, int] = field(default_factory=dict)
     deadline: float = 120.0
     keep_records: int = 30 * 86400
+    authserv_ids: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Take what JSON makes of a tuple for one."""
+        object.__setattr__(self, "authserv_ids", tuple(self.authserv_ids))
 
     @classmethod
     def from_site(cls, settings: Mapping[str, Any]) -> AgentSettings:
@@ -44,6 +49,7 @@ class AgentSettings:
             delimiter=delivery["recipient_delimiter"],
             limits=dict(settings["limits"]),
             deadline=delivery["deadline"],
+            authserv_ids=settings.get("authserv_ids", ()),
         )
 
     def to_json(self) -> str:

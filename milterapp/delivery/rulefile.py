@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -83,9 +83,10 @@ def open_home(home: str, uid: int) -> Iterator[int | None]:
 class RuleFile:
     """The rules of one user, loaded again only when a file they were read from changed."""
 
-    def __init__(self, path: str, uid: int) -> None:
+    def __init__(self, path: str, uid: int, authserv_ids: Sequence[str] = ()) -> None:
         """Take the path as settings.personal_rules gives it: below the home, or absolute."""
         self._uid = uid
+        self._authserv_ids = tuple(authserv_ids)
         self._absolute = path.startswith("/")
         *self._folders, self._name = [name for name in path.split("/") if name not in ("", ".")]
         self._shown = path if self._absolute else f"~/{path}"
@@ -102,7 +103,16 @@ class RuleFile:
                     source = self._read(folder, self._name)
                     if fault:
                         raise UnsafeError(fault)
-                    loaded = Loaded(*load(source, self._shown, site=False, read_list=self._lists(folder), can=_CAN))
+                    loaded = Loaded(
+                        *load(
+                            source,
+                            self._shown,
+                            site=False,
+                            read_list=self._lists(folder),
+                            authserv_ids=self._authserv_ids,
+                            can=_CAN,
+                        )
+                    )
         except FileNotFoundError:
             return Loaded(None)
         except UnsafeError as error:

@@ -19,10 +19,11 @@ def test_every_part_comes_from_the_site() -> None:
         keep="maildir", personal_rules="/etc/people.yaml", maildir="mail", broken_rules="keep",
         recipient_delimiter="-", deadline=5.0,
     )  # fmt: skip
-    site = dataclasses.asdict(Settings(delivery=delivery, limits=Limits(mime_parts=7)))
+    site = dataclasses.asdict(Settings(delivery=delivery, limits=Limits(mime_parts=7), authserv_ids=("mx.example",)))
     settings = AgentSettings.from_site(json.loads(json.dumps(site)))
     assert (settings.personal_rules, settings.maildir, settings.broken_rules) == ("/etc/people.yaml", "mail", "keep")
     assert (settings.delimiter, settings.deadline, settings.keep) == ("-", 5.0, "maildir")
+    assert settings.authserv_ids == ("mx.example",)
     assert Limits(**settings.limits) == Limits(mime_parts=7)
     assert AgentSettings.from_json(settings.to_json()) == settings
 

@@ -249,3 +249,26 @@ def test_a_file_system_that_fails_is_temporary(descriptor: int, number: int, mon
     monkeypatch.setattr(os, "open", failing)
     with pytest.raises(Unavailable, match=r"rules\.yaml"):
         RuleFile(".milterapp/rules.yaml", os.geteuid()).load(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("if: {auth: {dmarc: pass}}\n  then: {file: A}", ""),
+        ("then: {banner: x}", ""),
+        ("then: {pipe: x}", "the action 'pipe' cannot be used here yet"),
+        ("then: {vacation: x}", "the action 'vacation' cannot be used here yet"),
+        ("if: {duplicate: yes}\n  then: discard", "the condition 'duplicate' cannot be used here yet"),
+    ],
+    ids=["auth", "banner", "pipe", "vacation", "duplicate"],
+)
+def test_what_the_agent_cannot_do_is_refused(home: Path, rule: str, problem: str) -> None:
+    """Rules that the agent could not carry out whole are a problem, and never carried out in part."""
+    _rules(home).write_text(f"rules:\n- name: it\n  {rule}\n")
+    descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        loaded = RuleFile(".milterapp/rules.yaml", os.geteuid(), ("mx.example",)).load(descriptor)
+    finally:
+        os.close(descriptor)
+    assert (loaded.policy is None) is bool(problem)
+    assert problem in "".join(map(str, loaded.problems))
