@@ -30,7 +30,7 @@ class MilterSettings:
 
     results_from: networks whose Authentication-Results in the name of authserv_ids stay, `milters` for milters before
     this one. transports: those that rules may name. step_time, message_time: how long a step may take, and the end of a
-    message.
+    message. metrics: port on 127.0.0.1, 0 for none.
     """
 
     socket: str = "/var/spool/postfix/milterapp/milter"
@@ -42,6 +42,7 @@ class MilterSettings:
     transports: tuple[str, ...] = ()
     step_time: float = 5.0
     message_time: float = 20.0
+    metrics: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "milter.workers": (0, 256),
     "milter.step_time": (0.1, 25),  # Postfix's milter_command_timeout is 30 seconds
     "milter.message_time": (0.1, 250),  # and its milter_content_timeout 300
+    "milter.metrics": (0, 65535),
     "delivery.min_uid": _IDS,
     "delivery.min_gid": _IDS,
     "delivery.gids": _IDS,

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lmtp": ("milterapp.commands.lmtp", "take mail from Postfix over LMTP (a service)"),
     "submit": ("milterapp.commands.submit", "hand mail to Postfix for the agents (a service)"),
     "reload": ("milterapp.commands.reload", "make the running milter read its rules again"),
+    "status": ("milterapp.commands.status", "say how the running milter is doing"),
     "setup": ("milterapp.commands.setup", "put milterapp into Postfix's configuration, or take it out"),
 }
 

@@ -26,6 +26,7 @@ import milter
 from milterapp import log
 from milterapp.milter.budget import Ticker
 from milterapp.milter.conversation import CONTINUE, Context, Conversation, Said, Say
+from milterapp.milter.counters import Counters
 from milterapp.milter.event import fields_of
 from milterapp.milter.plan import MACROS, Step
 from milterapp.milter.reply import FAULT, wire_reply
@@ -89,6 +90,7 @@ class _Shared:
     """What every connection of this process is served with; set once, before the first of them."""
 
     context: Context
+    counters: Counters | None = None
     protocol = 0  # what was agreed on last: for a server that changes connections without negotiating again
 
 
@@ -126,9 +128,10 @@ class Session:
         happened = self.conversation.happened
         while happened:
             one = happened.pop(0)
-            fields = fields_of(
-                one, _Shared.context.plan.observers, {step: spent * 1000 for step, spent in self.spent.items()}
-            )
+            observers = _Shared.context.plan.observers
+            if _Shared.counters is not None:
+                _Shared.counters.add(one, sum(self.spent.values()), observers)
+            fields = fields_of(one, observers, {step: spent * 1000 for step, spent in self.spent.items()})
             (_log.error if one.fault else _log.info)("message", **fields)
             self.spent = {}
 
@@ -360,9 +363,10 @@ def open_socket(name: str, backlog: int) -> None:
         raise OSError(f"{name}: libmilter cannot listen: {error}") from error
 
 
-def serve(context: Context) -> None:
+def serve(context: Context, counters: Counters | None = None) -> None:
     """Serve connections until libmilter is stopped, which abandons those it has."""
     _Shared.context = context
+    _Shared.counters = counters
     sys.excepthook = _untrapped
     _ticker.start()
     milter.main()

@@ -5,11 +5,13 @@ Must never: speak the milter protocol, start a thread (it forks), or give up rul
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +21,10 @@ from milterapp.milter import worker
 from milterapp.milter.budget import Budget
 from milterapp.milter.control import Control
 from milterapp.milter.conversation import Context
+from milterapp.milter.counters import Counts, read
 from milterapp.milter.entry import Trust
 from milterapp.milter.listening import Listening
+from milterapp.milter.metrics import Metrics, render
 from milterapp.milter.notify import notify
 from milterapp.milter.plan import plan_for
 from milterapp.rules.policy import Policy
@@ -106,7 +110,11 @@ class Supervisor:
         self._failures = 0
         self._not_before = 0.0
         self._stopping = False
-        self._loaded = time.time()
+        self._began = self._loaded = time.time()
+        self._digest = self._read_digest()
+        self._reloaded: dict[str, object] | None = None
+        self._counts: Counts = Counter()
+        self._deaths = 0
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return an exit code. Raises OSError, KeyError and Busy of Listening."""
@@ -115,7 +123,11 @@ class Supervisor:
             signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
             for one in _SIGNALS:
                 signal.signal(one, lambda *_: None)
+            self._metrics = Metrics(self._settings.metrics) if self._settings.metrics else None
             self._control = Control(self._listening.directory, self._listening.name)
+            self._reports, self._reporting = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            for end in (self._reports, self._reporting):
+                end.setblocking(False)  # noqa: FBT003 - the name of the method says it
             try:
                 self._fill()
                 if not self._are_ready(self._serving()):
@@ -126,14 +138,25 @@ class Supervisor:
                 self._serve(reading)
             finally:
                 self._control.close()
+                if self._metrics is not None:
+                    self._metrics.close()
                 self._stop()
+                self._reports.close()
+                self._reporting.close()
         return os.EX_OK
 
     def _serve(self, reading: int) -> None:
         while not self._stopping:
             missing = self._count - len(self._serving())
             wait = max(0.0, self._not_before - time.monotonic()) if missing > 0 else None
-            ready, _, _ = select.select([reading, self._control.fileno()], [], [], wait)
+            waiting = [reading, self._control.fileno(), self._reports.fileno()]
+            if self._metrics is not None:
+                waiting.append(self._metrics.fileno())
+            ready, _, _ = select.select(waiting, [], [], wait)
+            if self._reports.fileno() in ready:
+                self._add_up()
+            if self._metrics is not None and self._metrics.fileno() in ready:
+                self._metrics.answer(render(self._counts, self._gauges()))
             if reading in ready:
                 self._hear(set(os.read(reading, 512)))
             if self._control.fileno() in ready:
@@ -165,10 +188,13 @@ class Supervisor:
         if pid == 0:
             ours.close()
             self._control.let_go()
+            self._reports.close()
+            if self._metrics is not None:
+                self._metrics.close()
             for other in self._workers.values():
                 if other.channel is not None:
                     other.channel.close()  # or it would not hear when we are gone
-            worker.run(self._context, self._listening, theirs)
+            worker.run(self._context, self._listening, theirs, self._reporting)
         theirs.close()
         self._workers[pid] = _Worker(pid, ours)
 
@@ -203,6 +229,7 @@ class Supervisor:
                 young = time.monotonic() - dead.started < _SHORT_LIFE
                 self._failures = min(self._failures + 1, len(_PATIENCE) - 1) if young else 0
                 self._not_before = time.monotonic() + _PATIENCE[self._failures]
+                self._deaths += 1
                 self._log.error("worker died", pid=pid, status=os.waitstatus_to_exitcode(status))
 
     def _stop(self) -> None:
@@ -223,7 +250,13 @@ class Supervisor:
 
     def _reload(self) -> dict[str, object]:
         """Take the rules as they are now, if they are good; return what the control socket answers."""
+        answer = self._take_rules()
+        self._reloaded = {"time": int(time.time()), **answer}
+        return answer
+
+    def _take_rules(self) -> dict[str, object]:
         notify("RELOADING=1")
+        digest = self._read_digest()
         try:
             policy, problems = self._load()
             said = [str(problem) for problem in problems]
@@ -249,14 +282,55 @@ class Supervisor:
             return {"done": False, "problems": [*said, "no worker started with the new rules"]}
         _leave(old)
         self._loaded = time.time()
+        self._digest = digest if digest == self._read_digest() else ""
         self._log.info("reloaded", rules=len(policy.rules), workers=len(fresh))
         notify("READY=1")
         return {"done": True, "problems": said}
 
-    def _status(self) -> dict[str, object]:
+    def _read_digest(self) -> str:
+        """Return the SHA-256 of the rule file as it is now, "" where it cannot be read."""
+        try:
+            with open(self._settings.rules, "rb") as file:
+                return hashlib.sha256(file.read()).hexdigest()
+        except OSError:
+            return ""
+
+    # -- to be seen ----------------------------------------------------------------------------------------------------
+
+    def _add_up(self) -> None:
+        for some in read(self._reports):
+            self._counts.update(some)
+
+    def _gauges(self) -> dict[str, tuple[float, str]]:
+        done = self._reloaded is None or bool(self._reloaded["done"])
         return {
-            "rules": len(self._context.policy.rules),
-            "loaded": int(self._loaded),
+            "milterapp_workers": (len(self._serving()), "Workers that take connections."),
+            "milterapp_workers_died": (self._deaths, "Workers that died since the start."),
+            "milterapp_rules": (len(self._context.policy.rules), "Rules in use."),
+            "milterapp_rules_loaded_timestamp_seconds": (self._loaded, "When the rules in use were loaded."),
+            "milterapp_last_reload_successful": (float(done), "Whether the last reload took the rules."),
+        }
+
+    def _status(self) -> dict[str, object]:
+        """Return what `milterapp status` prints."""
+        self._add_up()
+        messages: Counter[str] = Counter()
+        for key, number in self._counts.items():
+            if key[0] == "messages":
+                messages[key[1]] += number
+        return {
+            "pid": os.getpid(),
+            "since": int(self._began),
             "workers": [one.pid for one in self._serving()],
             "leaving": [one.pid for one in self._workers.values() if one.leaving],
+            "died": self._deaths,
+            "messages": dict(messages),
+            "faults": sum(number for key, number in self._counts.items() if key[0] == "faults"),
+            "rules": {
+                "file": self._settings.rules,
+                "count": len(self._context.policy.rules),
+                "sha256": self._digest,
+                "loaded": int(self._loaded),
+            },
+            "reload": self._reloaded,
         }

@@ -16,6 +16,7 @@ from typing import NoReturn
 from milterapp import log
 from milterapp.milter import session
 from milterapp.milter.conversation import Context
+from milterapp.milter.counters import Counters
 from milterapp.milter.listening import Listening
 
 __all__ = ["LEFT", "READY", "run"]
@@ -24,8 +25,8 @@ READY, LEFT = b"r", b"l"
 _SETTLE = 0.05  # seconds between two looks at our connections; one may be between accept(2) and the list of descriptors
 
 
-def run(context: Context, listening: Listening, supervisor: socket.socket) -> NoReturn:
-    """Serve until the supervisor closes its end, or libmilter gives up. Never returns."""
+def run(context: Context, listening: Listening, supervisor: socket.socket, report: socket.socket) -> NoReturn:
+    """Serve until the supervisor closes its end, or libmilter gives up. Never returns. report: where counts go."""
     code = os.EX_SOFTWARE
     try:
         gc.freeze()  # what was loaded before the fork stays shared memory
@@ -36,9 +37,11 @@ def run(context: Context, listening: Listening, supervisor: socket.socket) -> No
         listening.released()
         os.chdir("/")
         ours = frozenset(_sockets())
-        threading.Thread(target=_watch, args=(listening, supervisor, ours), daemon=True).start()
+        counters = Counters(report)
+        counters.start()
+        threading.Thread(target=_watch, args=(listening, supervisor, ours, counters), daemon=True).start()
         supervisor.send(READY)
-        session.serve(context)
+        session.serve(context, counters)
         code = os.EX_TEMPFAIL  # somebody told libmilter to stop; its connections are lost, the supervisor replaces us
     except BaseException:  # noqa: BLE001 - the edge of the process, which must not run what its parent would run next
         log.get("milter").exception("worker failed", pid=os.getpid())
@@ -46,7 +49,7 @@ def run(context: Context, listening: Listening, supervisor: socket.socket) -> No
         os._exit(code)
 
 
-def _watch(listening: Listening, supervisor: socket.socket, ours: frozenset[str]) -> None:
+def _watch(listening: Listening, supervisor: socket.socket, ours: frozenset[str], counters: Counters) -> None:
     """Wait for the supervisor's word, or its end; stop listening, and end with the last connection."""
     try:
         while supervisor.recv(64):
@@ -62,6 +65,7 @@ def _watch(listening: Listening, supervisor: socket.socket, ours: frozenset[str]
     while quiet < 2:
         time.sleep(_SETTLE)
         quiet = 0 if any(one not in ours for one in _sockets()) else quiet + 1
+    counters.flush()
     os._exit(os.EX_OK)
 
 

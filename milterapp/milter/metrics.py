@@ -1,0 +1,119 @@
+"""The counts as Prometheus reads them, over HTTP on loopback, from the supervisor.
+
+Must never: listen on anything but loopback, start a thread (the supervisor forks), or wait long for a client.
+
+The text format is written here: the library that knows it serves from threads.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Mapping
+
+from milterapp.milter.counters import BUCKETS, Counts
+
+__all__ = ["Metrics", "render"]
+
+_LOOPBACK = "127.0.0.1"
+_PATIENCE = 0.5  # seconds for a whole request
+_REQUEST = 4096  # bytes
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+
+# By the word of counters: the metric's name, its labels, what it counts.
+_COUNTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "messages": ("milterapp_messages_total", ("verdict", "stage"), "Messages, by their verdict and where it fell."),
+    "rules": ("milterapp_rule_matches_total", ("rule",), "Messages that a rule matched."),
+    "would_have": ("milterapp_rule_would_have_total", ("rule",), "Messages that a rule matched which only observes."),
+    "faults": ("milterapp_faults_total", ("step",), "Messages that could not be decided, by the step."),
+}
+_SECONDS = "milterapp_message_seconds"
+
+
+def render(counts: Counts, gauges: Mapping[str, tuple[float, str]]) -> str:
+    """Return the text exposition format 0.0.4. gauges: value and help by name."""
+    return "\n".join([*_lines(counts, gauges), ""])
+
+
+def _lines(counts: Counts, gauges: Mapping[str, tuple[float, str]]) -> Iterator[str]:
+    for word, (name, labels, what) in _COUNTERS.items():
+        yield f"# HELP {name} {what}"
+        yield f"# TYPE {name} counter"
+        for key, number in sorted(counts.items()):
+            if key[0] == word and len(key) == len(labels) + 1:
+                shown = ",".join(
+                    f'{label}="{value.translate(_ESCAPES)}"' for label, value in zip(labels, key[1:], strict=True)
+                )
+                yield f"{name}{{{shown}}} {number}"
+    yield f"# HELP {_SECONDS} Time spent on a message, in all its steps together."
+    yield f"# TYPE {_SECONDS} histogram"
+    total = 0
+    for bucket in (*(f"{most:g}" for most in BUCKETS), "+Inf"):
+        total += counts["seconds", bucket]
+        yield f'{_SECONDS}_bucket{{le="{bucket}"}} {total}'
+    yield f"{_SECONDS}_sum {counts['microseconds',] / 1e6:g}"
+    yield f"{_SECONDS}_count {total}"
+    for name, (value, what) in gauges.items():
+        yield f"# HELP {name} {what}"
+        yield f"# TYPE {name} gauge"
+        yield f"{name} {value:.10g}"
+
+
+class Metrics:
+    """The listening socket. Raises OSError where the port is taken."""
+
+    def __init__(self, port: int) -> None:
+        try:
+            self._socket = socket.create_server((_LOOPBACK, port), backlog=4)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"milter.metrics: {_LOOPBACK}:{port}") from None
+        self._socket.setblocking(False)  # noqa: FBT003 - the name of the method says it
+
+    @property
+    def port(self) -> int:
+        """The port, where 0 was asked for."""
+        return int(self._socket.getsockname()[1])
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop; in a worker after the fork: it is the supervisor's."""
+        self._socket.close()
+
+    def answer(self, text: str) -> None:
+        """Answer one client."""
+        try:
+            peer, _ = self._socket.accept()
+        except OSError:
+            return
+        with peer:
+            try:
+                line = _request(peer)
+                if line[:1] == ["GET"] and line[1:2] in (["/metrics"], ["/"]):
+                    head, body = "200 OK", text.encode()
+                else:
+                    head, body = "404 Not Found", b""
+                peer.sendall(
+                    f"HTTP/1.0 {head}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                    + body
+                )
+            except OSError:
+                pass  # it did not wait
+
+
+def _request(peer: socket.socket) -> list[str]:
+    """Return the words of the request line. Raises OSError where it does not come."""
+    deadline = time.monotonic() + _PATIENCE
+    data = b""
+    while b"\r\n\r\n" not in data and len(data) < _REQUEST:
+        peer.settimeout(max(0.01, deadline - time.monotonic()))
+        piece = peer.recv(_REQUEST)
+        if not piece:
+            break
+        data += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return data.partition(b"\r\n")[0].decode("latin-1").split()
