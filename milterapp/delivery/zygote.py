@@ -194,6 +194,7 @@ class Zygote:
 
     def _end(self) -> None:
         """Leave no agent behind: without a monitor nobody keeps their deadlines."""
+        signal.set_wakeup_fd(-1)  # nobody reads it any more, and it is closed before the last child ends
         until = time.monotonic() + _GRACE
         while self._children and time.monotonic() < until + _GRACE:
             if time.monotonic() > until:

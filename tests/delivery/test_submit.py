@@ -475,7 +475,7 @@ def test_a_step_is_a_short_word(world: World, step: str) -> None:
 
 def test_an_edited_message_is_sealed_and_bounded(world: World) -> None:
     """An edited message that is not sealed, or far longer than what came, closes the connection."""
-    for make in (_loose, lambda: sealed.seal([b"x" * (1 << 20), MESSAGE, b"y"])):
+    for make in (_loose, lambda: sealed.seal([b"x" * (16 << 20), MESSAGE, b"y"])):
         connection = world.bound()
         descriptor = make()
         wire.send(connection, "KEEP", {}, (descriptor,))
