@@ -205,4 +205,4 @@ def test_control_takes_known_words(serve: Serve) -> None:
     assert "no such word" in ask(service.socket, "shutdown")["error"]
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(control_path(service.socket))
-        assert service.status()["rules"] == 1
+        assert service.status()["rules"]["count"] == 1
