@@ -29,7 +29,7 @@ from milterapp.delivery import landlock, linux, seccomp
 from milterapp.delivery.sandbox_filter import script_filter
 from milterapp.delivery.sandbox_level import LEVELS, Level, probe
 
-__all__ = ["LEVELS", "Ask", "Bounds", "Level", "SandboxError", "probe", "run"]
+__all__ = ["LEVELS", "Ask", "Bounds", "Level", "SandboxError", "prepare", "probe", "run"]
 
 Ask = Callable[[bytes], bytes]  # a question of the child, answered by its parent
 Work = Callable[[Ask], bytes]  # what the child does, and its answer
@@ -73,6 +73,13 @@ def _python() -> tuple[str, ...]:
     found += [f"/lib/{machine}-linux-gnu", f"/usr/lib/{machine}-linux-gnu", "/lib64", "/usr/lib64"]
     found += ["/etc/ld.so.cache", "/usr/share/zoneinfo", "/etc/localtime"]
     return tuple(dict.fromkeys(found))
+
+
+def prepare() -> None:
+    """Find out once, before agents are forked, what every run needs to know."""
+    probe()
+    script_filter()
+    _python()
 
 
 def run(

@@ -234,6 +234,7 @@ def test_it_holds_nothing_of_the_agent() -> None:
             found.append(descriptor)
         return repr(found).encode()
 
+    sandbox.prepare()
     kept: list[int] = []
     found = as_agent(Run(work), before=lambda: kept.extend(os.dup(0) for _ in range(100)))
     assert found == ["answer", "[0, 1, 2, 3, 4]"]
