@@ -33,12 +33,15 @@ from milterapp.mail.message import Mail
 from milterapp.rules.decide import decide
 from milterapp.rules.decision import Decision, Keep, Verdict
 from milterapp.rules.facts import Facts
+from milterapp.rules.truth import Failed, Need, Value
 from milterapp.state.journal import Journal, Key, StateError
+from milterapp.state.rates import Rates
 
 __all__ = ["Agent", "serve"]
 
 _STATE = ".milterapp"  # below the home: the journal, and by default the rules
 _JOURNAL = "journal.sqlite"
+_RATES = "rates.sqlite"  # beside it: what the conditions rate and duplicate remember
 _EVENT = 7500  # characters of the event an answer carries; the log takes 8000
 _SHOWN = ("action", "folder", "to", "copy", "implicit")  # of a delivery, in the event
 _EXPIRE = 3600.0  # seconds between two sweeps of old records
@@ -89,6 +92,7 @@ class Agent:
         self._rules = RuleFile(settings.personal_rules, os.geteuid(), settings.authserv_ids)
         self._journal: Journal | None = None
         self._journal_path = os.path.join(home, _STATE, _JOURNAL)
+        self._rates: Rates | None = None
         self._swept = time.time()
 
     def answer(self, job: wire.Datagram) -> tuple[Answer, str]:
@@ -120,6 +124,11 @@ class Agent:
                 self._journal.expire(int(now) - self._settings.keep_records)
             except StateError:
                 pass  # the next message meets the same fault, and says so
+            try:
+                if self._rates is not None:
+                    self._rates.expire(now - self._settings.keep_records)  # a retry asks again
+            except StateError:
+                pass  # likewise
 
     def _deliver(self, arrived: _Arrived, event: dict[str, Any]) -> Answer:
         with open_home(self._home, os.geteuid()) as home:
@@ -127,7 +136,7 @@ class Agent:
             prepared = None if journal is None else journal.find(arrived.key)
             if prepared is None:
                 loaded = Loaded(None) if home is None else self._rules.load(home)
-                decision = self._decide(loaded, arrived)
+                decision = self._decide(loaded, arrived, home)
             else:
                 loaded, decision = None, record.from_text(prepared.record)
             event.update(_explained(decision), retry=prepared is not None)
@@ -148,7 +157,7 @@ class Agent:
             )  # fmt: skip
             return carry_out(job, decision, prepared)
 
-    def _decide(self, loaded: Loaded, arrived: _Arrived) -> Decision:
+    def _decide(self, loaded: Loaded, arrived: _Arrived, home: int | None) -> Decision:
         """Return what the rules say; where there are none, or none that can be used, what the site says then."""
         keep = Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), problems=loaded.problems)
         if loaded.policy is None:
@@ -166,12 +175,30 @@ class Agent:
             now=datetime.now().astimezone(),
             delimiter=self._settings.delimiter,
         )
-        decision = decide(loaded.policy, facts)
+        answers: dict[Need, Value] = {}
+        while isinstance(decision := decide(loaded.policy, facts, answers), Need):
+            answers[decision] = self._answered(decision, arrived, home)
         if not decision.could_not_tell:
             return decision
         if self._settings.broken_rules == "keep":
             return replace(keep, matched=decision.matched, could_not_tell=decision.could_not_tell)
         return replace(decision, verdict=Verdict.DEFER, deliveries=())
+
+    def _answered(self, need: Need, arrived: _Arrived, home: int | None) -> Value:
+        """Return what a rule must know and only memory tells; what cannot be remembered could not be told."""
+        if home is None or need.kind not in ("rate", "duplicate"):
+            return Failed(f"{need.kind}: nothing is remembered here")
+        try:
+            if self._rates is not None and not self._rates.database.still_there():
+                self._rates.close()
+                self._rates = None
+            if self._rates is None:
+                _make_state(home)
+                self._rates = Rates(os.path.join(self._home, _STATE, _RATES))
+            ask = self._rates.rate if need.kind == "rate" else self._rates.duplicate
+            return ask(need.rule, need.key, arrived.key.word, now=time.time(), within=need.within)
+        except (StateError, OSError) as error:
+            return Failed(str(error))
 
     def _journal_in(self, home: int | None) -> Journal | None:
         """Return the user's journal, None where there is none yet. Raises StateError."""
@@ -184,13 +211,18 @@ class Agent:
 
     def _new_journal(self, home: int) -> Journal:
         """Return the user's journal, made now in a folder only that user can open. Raises StateError or OSError."""
-        try:
-            os.mkdir(_STATE, 0o700, dir_fd=home)
-            os.fsync(home)
-        except FileExistsError:
-            pass  # its owner and mode are looked at where the journal is opened
+        _make_state(home)
         self._journal = Journal(self._journal_path)
         return self._journal
+
+
+def _make_state(home: int) -> None:
+    """Make the folder that only the user can open, where there is none. Raises OSError."""
+    try:
+        os.mkdir(_STATE, 0o700, dir_fd=home)
+        os.fsync(home)
+    except FileExistsError:
+        pass  # its owner and mode are looked at where a file in it is opened
 
 
 def _arrived(job: wire.Datagram, message: int, submit: socket.socket) -> _Arrived:

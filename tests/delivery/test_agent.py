@@ -298,6 +298,48 @@ def test_a_retry_decides_nothing_anew(person: Person, start: Start) -> None:
     assert len(person.mail("Maildir/.Lists")) == 1
 
 
+DUPLICATES = """\
+rules:
+  - name: seen
+    if:
+      duplicate: yes
+    then: discard
+  - name: many
+    if:
+      rate: {by: sender, over: 2, within: 1 hour}
+    then:
+      file: Many
+"""
+
+
+def test_what_came_before_is_remembered(person: Person, start: Start) -> None:
+    """The second copy of a message is a duplicate, a second attempt is not, and each message counts once."""
+    person.write(DUPLICATES)
+    submit = Submit({"KEEP": ("FAILED", "Postfix is busy")})
+    agent = start()
+    message = b"Message-ID: <%d@x.example>\nSubject: x\n\nhello\n"
+    assert agent.deliver(submit, message % 1, queue_id="5A1").status == "defer"
+    submit.answers.clear()
+    assert agent.deliver(submit, message % 1, queue_id="5A1").status == "ok"
+    assert submit.kinds == ["KEEP", "KEEP"]
+    assert agent.deliver(submit, message % 1, queue_id="5A2").event["rules"] == ["seen"]
+    assert agent.deliver(submit, message % 2, queue_id="5A3").status == "ok"
+    assert agent.deliver(submit, message % 3, queue_id="5A4").event["rules"] == ["many"]
+    assert submit.kinds == ["KEEP"] * 3
+    assert len(person.mail("Maildir/.Many")) == 1
+    assert (person.home / ".milterapp/rates.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_cannot_be_remembered_is_not_told(person: Person, start: Start) -> None:
+    """Without its memory a rule on duplicates is not told, and the mail waits."""
+    person.write(DUPLICATES)
+    path = person.write("this is no database, but long enough to be looked at as one\n" * 99, ".milterapp/rates.sqlite")
+    path.chmod(0o600)
+    result = start().deliver(Submit(), b"Message-ID: <1@x.example>\n\nhello\n")
+    assert result.status == "defer"
+    assert "rates.sqlite" in result.text
+
+
 def test_one_agent_for_many_messages(person: Person, start: Start) -> None:
     """A warm agent takes one message after the other, and sees rules that changed between two of them."""
     person.write(FILE)
