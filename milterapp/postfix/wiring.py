@@ -55,9 +55,7 @@ _SMTPD = {
     "smtpd_reject_unlisted_sender": "no",
     "smtpd_reject_unlisted_recipient": "no",
     "strict_rfc821_envelopes": "no",
-    "smtpd_tls_security_level": "none",
-    "smtpd_enforce_tls": "no",
-    "smtpd_use_tls": "no",
+    "smtpd_tls_security_level": "none",  # outweighs smtpd_use_tls and smtpd_enforce_tls, of which newer versions warn
     "smtpd_tls_wrappermode": "no",
     "smtpd_tls_auth_only": "no",
     "smtpd_tls_req_ccert": "no",
