@@ -102,7 +102,7 @@ def test_the_pipe_client_imports_the_standard_library_only() -> None:
 
 @pytest.mark.parametrize("module", FORBIDDEN)
 def test_what_a_process_with_privileges_has_loaded(module: str) -> None:
-    """In a fresh interpreter, with all that follows from its imports, nothing that reads mail, YAML or rules is there."""
+    """In a fresh interpreter, with all it imports, nothing that reads mail, YAML or rules is there."""
     if module.endswith(".pipe"):
         code = f"import sys; sys.path.insert(0, {str(PACKAGE / 'delivery')!r}); import pipe"
         flags = ["-I", "-S"]
