@@ -43,6 +43,7 @@ _STATE = ".milterapp"  # below the home: the journal, and by default the rules
 _JOURNAL = "journal.sqlite"
 _RATES = "rates.sqlite"  # beside it: what the conditions rate and duplicate remember
 _EVENT = 7500  # characters of the event an answer carries; the log takes 8000
+_LOGGED = 200  # characters of each text that a rule logs
 _SHOWN = ("action", "folder", "to", "copy", "implicit")  # of a delivery, in the event
 _EXPIRE = 3600.0  # seconds between two sweeps of old records
 _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
@@ -262,7 +263,7 @@ def _place(error: Exception) -> str:
 
 
 def _explained(decision: Decision) -> Mapping[str, Any]:
-    """Return what the log says of a decision: the rules that matched, never a text out of the message."""
+    """Return what the log says of a decision: the rules that matched, and of texts only those that rules log."""
     return {
         "verdict": decision.verdict.value,
         "rules": list(decision.matched),
@@ -271,6 +272,7 @@ def _explained(decision: Decision) -> Mapping[str, Any]:
             {name: value for name, value in one.to_json().items() if name in _SHOWN} for one in decision.deliveries
         ],
         "problems": [str(one) for one in decision.problems],
+        "log": [one[:_LOGGED] for one in decision.log],
     }
 
 

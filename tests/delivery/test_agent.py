@@ -24,6 +24,7 @@ REJECT = "rules:\n  - name: no\n    then:\n      reject: 5.7.1 I do not read adv
 DISCARD = "rules:\n  - name: no\n    then: discard\n"
 DEFER = "rules:\n  - name: later\n    then: defer\n"
 EDIT = "rules:\n  - name: mark\n    then:\n      - add_header: {X-Mark: seen}\n"
+LOG = "rules:\n  - name: note\n    then:\n      log: of ${subject}\n"
 STAMPED = MESSAGE.replace(b"From:", b"X-Original-To: info@x.org\nDelivered-To: bob@x.org\nFrom:", 1)
 
 
@@ -99,6 +100,31 @@ def test_file(person: Person, start: Start) -> None:
     assert result.event["rules"] == ["lists"]
     assert result.event["deliveries"] == [{"action": "file", "folder": "Lists/Python", "copy": False}]
     assert (person.home / ".milterapp/journal.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("subject", "logged"),
+    [
+        pytest.param("hello", "of hello", id="plain"),
+        pytest.param("a\n b\x1b[1m", "of a b", id="control characters"),
+        pytest.param("x" * 5000, "of " + "x" * 197, id="long"),
+    ],
+)
+def test_log(person: Person, start: Start, subject: str, logged: str) -> None:
+    """What a rule logs stands in the event, one bounded line of it, whatever the message puts there."""
+    person.write(LOG)
+    result = start().deliver(Submit(), f"Subject: {subject}\n\nhello\n".encode())
+    assert result.status == "ok"
+    (line,) = result.event["log"]
+    assert line.startswith(logged)
+    assert line.isprintable()
+    assert len(line) <= 200
+
+
+def test_no_log_without_one(person: Person, start: Start) -> None:
+    """Rules that log nothing leave no such word in the event."""
+    person.write(FILE)
+    assert "log" not in start().deliver(Submit()).event
 
 
 def test_an_implicit_keep(person: Person, start: Start) -> None:
