@@ -114,7 +114,7 @@ class _Steps:
     def deliver(self, step: str, delivery: Delivery) -> bool:
         """Carry one delivery out; False where it must be tried again."""
         if isinstance(delivery, File):
-            return self.once(step, lambda: self._file(step, delivery.folder)).word == "done"
+            return self.once(step, lambda: self._file(step, delivery.folder, delivery.flags)).word == "done"
         if isinstance(delivery, Keep):
             return self.once(step, lambda: self._keep(step)).word == "done"
         if isinstance(delivery, Forward):
@@ -128,11 +128,11 @@ class _Steps:
             return False
         return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
 
-    def _file(self, step: str, folder: Sequence[str]) -> Outcome:
+    def _file(self, step: str, folder: Sequence[str], flags: Sequence[str] = ()) -> Outcome:
         job, key = self._job, self._job.key
         name = Name(self._prepared.at, f"M{key.word}S{step}")
         parts = stamped(self._edited, job.sender, key.recipient, key.original)
-        filed = job.maildir.deliver(folder, name, parts, fresh=self._prepared.fresh)
+        filed = job.maildir.deliver(folder, name, parts, fresh=self._prepared.fresh, flags=flags)
         return Outcome("done", str(name) if filed else f"{name}, there already")
 
     def _keep(self, step: str) -> Outcome:

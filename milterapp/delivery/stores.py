@@ -3,6 +3,8 @@
 Must never: follow a link below the home, leave the Maildir, overwrite a file, or return before the message and its
 name are on disk. The name is derived from the journal's key, so a second attempt finds what the first one filed.
 
+A message that carries flags goes into `cur` as NAME:2,FLAGS, any other into `new` as NAME.
+
 Folders are Maildir++: `Lists/Python` is `.Lists.Python`. A dot within a level becomes `_`, what is not ASCII modified
 UTF-7 (RFC 3501 section 5.1.3), and `INBOX` as the first level is the Maildir itself.
 """
@@ -15,7 +17,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ __all__ = ["Maildir", "Name", "folder_name", "one_line", "stamped"]
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PARTS = ("tmp", "new", "cur")
+_FLAGS = {"seen": "S", "flagged": "F", "answered": "R"}  # IMAP's words
 _LONGEST = 200  # bytes of a folder's name; file systems allow 255
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f./]")
 _NOT_ASCII = re.compile(r"[^\x20-\x7e]+")
@@ -47,16 +50,23 @@ class Maildir:
     home: int
     path: str
 
-    def deliver(self, folder: Sequence[str], name: Name, parts: Iterable[bytes], *, fresh: bool) -> bool:
+    def deliver(
+        self, folder: Sequence[str], name: Name, parts: Iterable[bytes], *, fresh: bool, flags: Collection[str] = ()
+    ) -> bool:
         """File a message, durably; False where it was there already.
 
-        fresh: nothing of that name can have been filed before, so that `cur` need not be searched. Raises OSError.
+        fresh: nothing of that name can have been filed before, so that `cur` need not be searched. flags: any of seen,
+        flagged, answered. Raises OSError.
         """
+        letters = "".join(sorted(_FLAGS[one] for one in set(flags)))
+        final = f"{name}:2,{letters}" if letters else str(name)
         with ExitStack() as stack:
             place = dict(zip(_PARTS, self._open(folder, stack), strict=True))
             if not fresh and _filed(place["new"], place["cur"], name.unique):
                 os.fsync(place["new"])
+                os.fsync(place["cur"])
                 return False
+            target = place["cur" if letters else "new"]
             temporary = f"{name}.{os.getpid()}"
             with suppress(FileNotFoundError):  # a process of that number that did not finish
                 os.unlink(temporary, dir_fd=place["tmp"])
@@ -71,13 +81,11 @@ class Maildir:
                 finally:
                     os.close(descriptor)
                 try:
-                    os.link(
-                        temporary, str(name), src_dir_fd=place["tmp"], dst_dir_fd=place["new"], follow_symlinks=False
-                    )
+                    os.link(temporary, final, src_dir_fd=place["tmp"], dst_dir_fd=target, follow_symlinks=False)
                     filed = True
                 except FileExistsError:
                     filed = False
-                os.fsync(place["new"])
+                os.fsync(target)
             finally:
                 with suppress(OSError):  # what is left in tmp, readers remove after 36 hours
                     os.unlink(temporary, dir_fd=place["tmp"])

@@ -121,6 +121,22 @@ def test_log(person: Person, start: Start, subject: str, logged: str) -> None:
     assert len(line) <= 200
 
 
+def test_flag(person: Person, start: Start) -> None:
+    """`flag` beside `file` makes the message flagged in its folder; a retry whose mark was lost files no second one."""
+    person.write("rules:\n  - name: it\n    then:\n      - file: A\n      - flag: [seen, flagged]\n")
+    submit = Submit()
+    agent = start()
+    result = agent.deliver(submit)
+    assert (result.status, submit.asked) == ("ok", [])
+    assert result.event["deliveries"][0]["flags"] == ["flagged", "seen"]
+    _forget_marks(person)
+    assert agent.deliver(submit).status == "ok"
+    (path,) = (person.home / "Maildir/.A/cur").iterdir()
+    assert path.name.endswith(".milterapp:2,FS")
+    assert path.read_bytes() == STAMPED
+    assert list((person.home / "Maildir/.A/new").iterdir()) == []
+
+
 def test_no_log_without_one(person: Person, start: Start) -> None:
     """Rules that log nothing leave no such word in the event."""
     person.write(FILE)
@@ -188,9 +204,7 @@ def test_a_kept_message_that_was_read_is_not_kept_again(person: Person, start: S
     assert agent.deliver(submit).status == "ok"
     (filed,) = (person.home / "Maildir/new").iterdir()
     filed.rename(person.home / "Maildir/cur" / f"{filed.name}:2,S")
-    with sqlite3.connect(person.home / ".milterapp/journal.sqlite") as journal:
-        journal.execute("DELETE FROM done")
-    journal.close()
+    _forget_marks(person)
     assert agent.deliver(submit).status == "ok"
     assert len(person.mail()) == 1
 
@@ -399,6 +413,13 @@ def test_a_journal_that_was_removed_is_made_anew(person: Person, start: Start) -
     assert agent.deliver(submit, queue_id="4B").status == "ok"
     assert (person.home / ".milterapp/journal.sqlite").exists()
     assert len(person.mail("Maildir/.Lists.Python")) == 2
+
+
+def _forget_marks(person: Person) -> None:
+    """Let the journal know what was prepared, and nothing that was done."""
+    with sqlite3.connect(person.home / ".milterapp/journal.sqlite") as journal:
+        journal.execute("DELETE FROM done")
+    journal.close()
 
 
 def _corrupt(person: Person) -> None:

@@ -259,10 +259,11 @@ def test_a_file_system_that_fails_is_temporary(descriptor: int, number: int, mon
         ("then: {pipe: x}", "the action 'pipe' cannot be used here yet"),
         ("then: {vacation: x}", "the action 'vacation' cannot be used here yet"),
         ("if: {duplicate: yes}\n  then: discard", ""),
-        ("then: [{file: A}, {flag: seen}]", "the action 'flag' cannot be used here yet"),
+        ("then: [{file: A}, {flag: seen}]", ""),
+        ("then: [keep, {flag: seen}]", "`flag` in a rule without `file`"),
         ("then: {log: x}", ""),
     ],
-    ids=["auth", "banner", "pipe", "vacation", "duplicate", "flag", "log"],
+    ids=["auth", "banner", "pipe", "vacation", "duplicate", "flag", "flag without file", "log"],
 )
 def test_what_the_agent_cannot_do_is_refused(home: Path, rule: str, problem: str) -> None:
     """Rules that the agent could not carry out whole are a problem, and never carried out in part."""

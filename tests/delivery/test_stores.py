@@ -66,6 +66,35 @@ def test_a_second_attempt_files_nothing(home: int, tmp_path: Path, moved: str | 
     assert len(_files(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        pytest.param(("seen",), "cur/{}:2,S", id="seen"),
+        pytest.param(("flagged",), "cur/{}:2,F", id="flagged"),
+        pytest.param(("answered",), "cur/{}:2,R", id="answered"),
+        pytest.param(("seen", "answered", "flagged", "seen"), "cur/{}:2,FRS", id="sorted, each once"),
+        pytest.param((), "new/{}", id="none"),
+    ],
+)
+def test_flags(home: int, tmp_path: Path, flags: tuple[str, ...], name: str) -> None:
+    """A message that carries flags is filed into cur with their letters, one without any into new."""
+    assert Maildir(home, "Maildir").deliver((), NAME, [MESSAGE], fresh=True, flags=flags)
+    assert _files(tmp_path) == {f"Maildir/{name.format(NAME)}": MESSAGE}
+
+
+@pytest.mark.parametrize(
+    "moved", [None, f"{NAME}:2,", f"{NAME}:2,FST"], ids=["as filed", "flag taken off", "more flags"]
+)
+def test_a_flagged_message_is_filed_once(home: int, tmp_path: Path, moved: str | None) -> None:
+    """A second attempt finds a flagged message in cur, whatever its reader made of the flags."""
+    maildir = Maildir(home, "Maildir")
+    assert maildir.deliver((), NAME, [MESSAGE], fresh=True, flags=("flagged",))
+    if moved:
+        os.rename(tmp_path / f"Maildir/cur/{NAME}:2,F", tmp_path / "Maildir/cur" / moved)
+    assert not maildir.deliver((), NAME, [MESSAGE], fresh=False, flags=("flagged",))
+    assert len(_files(tmp_path)) == 1
+
+
 def test_the_name_is_taken(home: int, tmp_path: Path) -> None:
     """A file of that name is never written over."""
     maildir = Maildir(home, "Maildir")
