@@ -9,11 +9,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from milterapp.delivery import replies
+from milterapp.delivery.carry_out import SECOND_VACATION
 from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.message import Mail
 from milterapp.milter.reply import FAULT
 from milterapp.rules.decide import decide
-from milterapp.rules.decision import Decision, Keep, SendReply, Verdict
+from milterapp.rules.decision import Decision, Delivery, Keep, SendReply, Vacation, Verdict
 from milterapp.rules.facts import Facts
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Problem
@@ -55,12 +56,18 @@ def personal(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings,
     decision = decide(policy, facts)
     if decision.could_not_tell:
         return _unusable(decision, settings)
-    refused = replies.refusal(mail, envelope, (), delimiter=delimiter)
-    deliveries = tuple(
-        replace(one, refused=one.refused or refused) if isinstance(one, SendReply) else one
-        for one in decision.deliveries
-    )
-    return replace(decision, deliveries=deliveries)
+    deliveries: list[Delivery] = []
+    away = False
+    for one in decision.deliveries:
+        if isinstance(one, SendReply | Vacation):
+            own = one.addresses if isinstance(one, Vacation) else ()
+            refused = replies.refusal(mail, envelope, own, delimiter=delimiter)
+            if isinstance(one, Vacation):
+                refused, away = SECOND_VACATION if away else refused, True
+            deliveries.append(replace(one, refused=one.refused or refused))
+        else:
+            deliveries.append(one)
+    return replace(decision, deliveries=tuple(deliveries))
 
 
 def broken(problems: tuple[Problem, ...], settings: Settings, *, site: bool) -> Decision:

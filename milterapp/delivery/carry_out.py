@@ -18,11 +18,12 @@ from milterapp.delivery import sealed, wire
 from milterapp.delivery.requests import RESPONSES, printable
 from milterapp.delivery.stores import Maildir, Name, stamped
 from milterapp.mail.edits import apply
-from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Reply, SendReply, Verdict
+from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Reply, SendReply, Vacation, Verdict
 from milterapp.state.journal import Journal, Key, Prepared, StateError
 
-__all__ = ["Answer", "Job", "Outcome", "Submit", "carry_out", "rejection"]
+__all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "rejection"]
 
+SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a message
 _REPLY_TEXT = 40 * 1024  # bytes; what one datagram holds beside the other fields
 _VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
 
@@ -123,7 +124,7 @@ class _Steps:
                 outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
                 return outcome.word == "done"
             return outcome.word != "failed"
-        if not isinstance(delivery, SendReply):  # rulefile refuses rules with any other
+        if not isinstance(delivery, SendReply | Vacation):  # rulefile refuses rules with any other
             self.outcomes[step] = Outcome("failed", "this delivery is not known here")
             return False
         return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
@@ -150,14 +151,18 @@ class _Steps:
         finally:
             os.close(message)
 
-    def _reply(self, step: str, reply: SendReply) -> Outcome:
+    def _reply(self, step: str, reply: SendReply | Vacation) -> Outcome:
         if self._decision.verdict is Verdict.REJECT:
             return Outcome("refused", "the message is rejected, which is answer enough")
         if len(reply.text.encode("utf-8", "surrogateescape")) > _REPLY_TEXT:
             return Outcome("refused", f"the text is longer than {_REPLY_TEXT} bytes")
-        return self._job.submit.ask(
-            "REPLY", {"rule": reply.rule[:200], "subject": reply.subject[:900], "text": reply.text, "step": step}
-        )
+        asked = {"rule": reply.rule[:200], "subject": reply.subject[:900], "text": reply.text, "step": step}
+        if isinstance(reply, Vacation):
+            if any(isinstance(one, Vacation) for one in self._decision.deliveries[: int(step)]):
+                return Outcome("refused", SECOND_VACATION)
+            addresses = "\n".join(reply.addresses)
+            asked |= {"days": str(reply.days), "handle": reply.handle, "from": reply.from_, "addresses": addresses}
+        return self._job.submit.ask("REPLY", asked)
 
 
 def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
@@ -170,7 +175,7 @@ def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
     steps = _Steps(job, decision, prepared)
     numbered = [(str(number), delivery) for number, delivery in enumerate(decision.deliveries)]
     for replies in (False, True):
-        some = [pair for pair in numbered if isinstance(pair[1], SendReply) is replies]
+        some = [pair for pair in numbered if isinstance(pair[1], SendReply | Vacation) is replies]
         failed = [step for step, delivery in some if not steps.deliver(step, delivery)]
         if failed:
             return Answer("defer", _why(decision.deliveries, failed, steps.outcomes), steps.outcomes)
@@ -180,7 +185,9 @@ def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
 
 def _does(decision: Decision) -> bool:
     """Tell whether the decision puts the message anywhere, or refuses it."""
-    return decision.verdict is Verdict.REJECT or any(not isinstance(one, SendReply) for one in decision.deliveries)
+    return decision.verdict is Verdict.REJECT or any(
+        not isinstance(one, SendReply | Vacation) for one in decision.deliveries
+    )
 
 
 def _why(deliveries: Sequence[Delivery], failed: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:

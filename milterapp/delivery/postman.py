@@ -31,6 +31,9 @@ __all__ = ["DeferredError", "Held", "Postman", "RefusedError", "SubmitPolicy"]
 
 _MOST_REPLIES = 4  # one message may cause, whatever its rules say
 _KEEP_RECORDS = 30 * 86400  # seconds; longer than Postfix tries (maximal_queue_lifetime)
+_LONGEST_DAYS = 365  # of a vacation
+_MOST_ADDRESSES = 20  # a vacation may name beside the envelope's
+_DAY = 86400
 _STEP = re.compile(r"[0-9A-Za-z.]{1,32}")
 
 
@@ -100,7 +103,7 @@ class Postman:
     def sweep(self, now: int) -> None:
         """Forget what is too old to matter. now: seconds since 1970. Raises StateError."""
         self._journal.expire(now - _KEEP_RECORDS)
-        self._replied.expire(now - max(_KEEP_RECORDS, int(self._policy.reply_interval)))
+        self._replied.expire(now - max(_LONGEST_DAYS * _DAY, int(self._policy.reply_interval)))
 
     def close(self) -> None:
         """Close the state."""
@@ -198,10 +201,11 @@ class Postman:
 
     def _reply(self, held: Held, request: wire.Datagram, now: float) -> str:
         mail, sender = self._header(held), held.envelope.sender
-        if reason := replies.refusal(mail, held.envelope, (), delimiter=self._policy.delimiter):
+        what, interval, own = self._terms(request)
+        if reason := replies.refusal(mail, held.envelope, own, delimiter=self._policy.delimiter):
             raise RefusedError(reason)
-        claimed = (held.user or held.recipient, sender, request.text("rule"), held.key.word)
-        if not self._replied.claim(*claimed, int(now), int(self._policy.reply_interval)):
+        claimed = (held.user or held.recipient, sender, what, held.key.word)
+        if not self._replied.claim(*claimed, int(now), interval):
             raise RefusedError("this rule answered the same correspondent within the interval")
         try:
             return self._answer(mail, held, request, now)
@@ -209,13 +213,34 @@ class Postman:
             self._replied.release(*claimed)
             raise
 
+    def _terms(self, request: wire.Datagram) -> tuple[str, int, tuple[str, ...]]:
+        """Return what is remembered of a reply, for how many seconds, and the addresses that are the recipient's too.
+
+        These count only in the guards: neither header nor envelope of the reply names one. Raises RefusedError.
+        """
+        days = request.text("days")
+        if not days:
+            return request.text("rule"), int(self._policy.reply_interval), ()
+        if not re.fullmatch(r"[0-9]{1,3}", days, re.ASCII) or not 1 <= int(days) <= _LONGEST_DAYS:
+            raise RefusedError(f"days is no number from 1 to {_LONGEST_DAYS}")
+        addresses = tuple(request.text("addresses").split("\n")) if request.text("addresses") else ()
+        if len(addresses) > _MOST_ADDRESSES:
+            raise RefusedError(f"more than {_MOST_ADDRESSES} addresses")
+        if not request.text("handle"):
+            raise RefusedError("a vacation without a handle")
+        return "vacation\0" + request.text("handle"), int(days) * _DAY, addresses
+
     def _answer(self, mail: Mail, held: Held, request: wire.Datagram, now: float) -> str:
-        own, sender = replies.answering(mail, held.envelope, delimiter=self._policy.delimiter), held.envelope.sender
+        wish, sender = request.text("from"), held.envelope.sender
+        own = replies.answering(mail, held.envelope, delimiter=self._policy.delimiter, wish=wish)
+        subject = request.text("subject")
+        if request.text("days") and not subject:
+            subject = replies.automatic(mail.subject or "")
         parts = replies.build(
             mail,
             sender=sender,
             own=own,
-            subject=request.text("subject"),
+            subject=subject,
             text=request.text("text"),
             now=datetime.fromtimestamp(now, UTC),
             message_id=f"{held.key.word}.{request.text('step')}@{split_address(own)[1] or 'localhost'}",

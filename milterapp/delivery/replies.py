@@ -17,7 +17,7 @@ from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.mail.values import HeaderText
 
-__all__ = ["answering", "build", "own_addresses", "refusal"]
+__all__ = ["answering", "automatic", "build", "own_addresses", "refusal"]
 
 # Senders that are no person: RFC 3834 section 2, RFC 5230 section 4.6, and how list managers write a bounce address.
 _MACHINES = frozenset({
@@ -138,8 +138,17 @@ def _readings(address: str, delimiter: str) -> frozenset[str]:
     return frozenset({local.lower() + end, user.lower() + end})
 
 
-def answering(mail: Mail, envelope: Envelope, *, delimiter: str = "+") -> str:
-    """Return the address that answers: the recipient before its aliases where that was written to, else after them."""
+def answering(mail: Mail, envelope: Envelope, *, delimiter: str = "+", wish: str = "") -> str:
+    """Return the address that answers: the recipient before its aliases where that was written to, else after them.
+
+    wish: the one to answer as, ignored where it is neither of them, nor one of them without its extension (RFC 5230
+    section 4.3).
+    """
+    for address in (envelope.original_recipient, envelope.recipients[0]):
+        local, domain = split_address(address)
+        for one in (address, f"{split_detail(local, delimiter)[0]}@{domain}"):
+            if wish and domain and one.lower() == wish.lower():
+                return one  # in the words of the envelope: nobody else wrote them
     original = own_addresses(envelope.original_recipient, delimiter=delimiter)
     written = frozenset[str]().union(*(_readings(one.address, delimiter) for one in mail.addresses(*_ADDRESSED)))
     return envelope.original_recipient if original & written else envelope.recipients[0]
@@ -178,6 +187,11 @@ def build(
     yield b"\r\n"
     lines = text.encode("utf-8", "replace").replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
     yield quopri.encodestring(lines + b"\n").replace(b"\n", b"\r\n")
+
+
+def automatic(subject: str) -> str:
+    """Return the subject of a vacation that has none of its own (RFC 5230 section 5)."""
+    return f"Auto: {subject}" if subject.strip() else "Automatic reply"
 
 
 def _answered(subject: str) -> str:

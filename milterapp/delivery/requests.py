@@ -17,7 +17,8 @@ ENVELOPE: Mapping[str, Collection[str]] = {"ENVELOPE": ("sender", "recipient", "
 REQUESTS: Mapping[str, Collection[str]] = {
     "KEEP": (),
     "FORWARD": ("to", "step"),
-    "REPLY": ("rule", "subject", "text", "step"),
+    # days: only of a vacation (RFC 5230), and with it handle, from, and addresses, one a line
+    "REPLY": ("rule", "subject", "text", "step", "days", "handle", "from", "addresses"),
 }
 RESPONSES: Mapping[str, Collection[str]] = {"DONE": ("queue_id",), "REFUSED": ("text",), "FAILED": ("text",)}
 

@@ -21,7 +21,8 @@ __all__ = ["Loaded", "RuleFile", "Unavailable", "UnsafeError", "open_home"]
 
 # Of milterapp.rules.reading.CAN, what the agent carries out.
 _CAN = frozenset((
-    "prepend_header", "banner", "footer", "drop_attachments", "replace_body", "flag", "log", "rate", "duplicate",
+    "prepend_header", "banner", "footer", "drop_attachments", "replace_body", "vacation", "flag", "log", "rate",
+    "duplicate",
 ))  # fmt: skip
 _LIMIT = 1024 * 1024  # bytes of a rule file, and of each list
 _NO_HOME = frozenset({"", "/nonexistent", "/dev/null"})  # what passwd(5) writes for accounts without a home

@@ -141,9 +141,10 @@ class Flags(Action):
 class VacationReply(Action):
     """Tell the sender that you are away (RFC 5230): a text, at most once in `days` (7) for each correspondent; the
     rules go on, and the message is kept unless they say otherwise. Only where the message names you in To, Cc or Bcc;
-    `addresses` are other ones of yours. `from` is the sender it names, one of those; `subject` the answer's. Texts
-    with the same `handle` count as one; without it each text counts for itself. What holds for `reply` holds here
-    too.
+    `addresses` are other ones of yours, at most 20. `from` is the sender it names, an address that the message came
+    to you by, with or without its extension (another is ignored); `subject` the answer's, else `Auto:` and the
+    subject of the message. Texts with the same `handle` count as one; without it each text counts for itself. Of
+    several for one message the first answers. What holds for `reply` holds here too.
     """
 
     word = "vacation"

@@ -340,8 +340,8 @@ def _transport(action: TransportBy) -> TransportBy:
 def _vacation(action: VacationReply) -> VacationReply:
     if not 1 <= action.days <= 365:
         raise ValueError(f"{action.days} days, expected 1 to 365")
-    if len(action.addresses) > 50 or len(action.handle) > 200 or not action.handle.isprintable():
-        raise ValueError("at most 50 addresses, and a handle of at most 200 characters")
+    if len(action.addresses) > 20 or len(action.handle) > 200 or not action.handle.isprintable():
+        raise ValueError("at most 20 addresses, and a handle of at most 200 characters")
     return action
 
 

@@ -314,6 +314,18 @@ def test_reply_guards(milterapp: Milterapp, tmp_path: Path) -> None:
         assert (got["action"], got["refused"]) == ("reply", refused)
 
 
+def test_vacation_guards(milterapp: Milterapp, tmp_path: Path) -> None:
+    """A vacation is said to be refused as submit would: by a guard, or since another answers; its addresses count."""
+    path = tmp_path / "rules.yaml"
+    rule = "  - name: r{0}\n    then:\n      vacation: {{text: x{0}, addresses: [alice@example.org]}}\n"
+    path.write_text("rules:\n" + rule.format(1) + rule.format(2))
+    arguments = ["test", "--rules", str(path), "--json", "--recipient", "al@else.example"]
+    for message, refused in ((LETTER, None), (LIST, "List-Id marks a mailing list")):
+        first, second = json.loads(milterapp(*arguments, message=message).stdout)["deliveries"][:2]
+        assert (first["action"], first["refused"]) == ("vacation", refused)
+        assert second["refused"] == "another vacation answers this message"
+
+
 OWN = {
     "good": (0o600, 0o700, 0, "verdict: none"),
     "others-write": (0o606, 0o700, 65, "can be written by others, expected: chmod go-w"),

@@ -137,6 +137,31 @@ def test_flag(person: Person, start: Start) -> None:
     assert list((person.home / "Maildir/.A/new").iterdir()) == []
 
 
+def test_vacation(person: Person, start: Start) -> None:
+    """`vacation` asks submit for one reply with all that the rule says, once the message is kept."""
+    person.write(
+        "rules:\n  - name: away\n    then:\n      vacation: {text: Away, days: 3, from: info@x.org, handle: h,"
+        " addresses: [x@a.example, y@a.example]}\n"
+        "  - name: more\n    then:\n      vacation: Gone\n"
+    )
+    submit = Submit()
+    result = start().deliver(submit)
+    assert (result.status, submit.kinds) == ("ok", ["KEEP", "REPLY"])
+    assert submit.asked[1].fields == {
+        "rule": "away", "subject": "", "text": "Away", "step": "0", "days": "3", "handle": "h", "from": "info@x.org",
+        "addresses": "x@a.example\ny@a.example",
+    }  # fmt: skip
+    assert result.event["outcomes"]["1"] == "refused another vacation answers this message"
+
+
+def test_no_vacation_with_a_reject(person: Person, start: Start) -> None:
+    """A message that another rule rejects is not answered as well."""
+    person.write("rules:\n  - name: away\n    then:\n      vacation: Away\n" + REJECT.partition("rules:\n")[2])
+    submit = Submit()
+    assert start().deliver(submit).status == "reject"
+    assert submit.asked == []
+
+
 def test_no_log_without_one(person: Person, start: Start) -> None:
     """Rules that log nothing leave no such word in the event."""
     person.write(FILE)

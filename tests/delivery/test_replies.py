@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.delivery.replies import answering, build, own_addresses, refusal
+from milterapp.delivery.replies import answering, automatic, build, own_addresses, refusal
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.mail.message import Mail
@@ -254,3 +254,36 @@ def test_no_address_ends_a_header_line() -> None:
     assert b"Bcc" not in names
     assert len(names) == len(set(names)) == 10
     assert not set(head) & ({*range(32), 127} - {10, 13})
+
+
+@pytest.mark.parametrize(
+    ("wish", "own"),
+    [
+        pytest.param("", "bob@x.org", id="none"),
+        pytest.param("Info@X.org", "info@x.org", id="before the aliases"),
+        pytest.param("bob@x.org", "bob@x.org", id="after the aliases"),
+        pytest.param("info+x@x.org", "bob@x.org", id="an extension of another"),
+        pytest.param("ceo@x.org", "bob@x.org", id="somebody else"),
+        pytest.param("info@x.org, ceo@x.org", "bob@x.org", id="two"),
+        pytest.param("info@x.org\r\nBcc: c@x.org", "bob@x.org", id="a line end"),
+        pytest.param("@", "bob@x.org", id="no address"),
+    ],
+)
+def test_nobody_answers_as_somebody_else(wish: str, own: str) -> None:
+    """A wish is heard where it is an address that the message came by; any other is ignored."""
+    assert answering(_mail(), ENVELOPE, wish=wish) == own
+
+
+def test_an_answer_as_the_address_without_its_extension() -> None:
+    """The address without its extension is the recipient's as well."""
+    envelope = Envelope(sender="ann@example.org", recipients=("bob+lists@x.org",), original_recipient="bob+lists@x.org")
+    assert answering(_mail(), envelope, wish="bob@x.org") == "bob@x.org"
+    assert answering(_mail(), envelope, wish="bob+other@x.org") == "bob+lists@x.org"
+
+
+@pytest.mark.parametrize(
+    ("came", "wanted"), [("hello", "Auto: hello"), ("Re: a", "Auto: Re: a"), (" ", "Automatic reply")]
+)
+def test_the_subject_of_a_vacation(came: str, wanted: str) -> None:
+    """A vacation without a subject has the message's, marked as automatic."""
+    assert automatic(came) == wanted

@@ -278,6 +278,78 @@ def test_one_reply_for_each_correspondent_and_interval(world: World) -> None:
     assert len(world.send.taken) == 3
 
 
+AWAY = {
+    "rule": "away", "subject": "", "text": "Away.", "step": "0", "days": "3", "handle": "h", "from": "", "addresses": ""
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "fields"),
+    [
+        pytest.param({}, (b"From: bob@x.org", b"Subject: Auto: hello"), id="as it is"),
+        pytest.param({"subject": "Gone"}, (b"Subject: Gone",), id="subject"),
+        pytest.param({"from": "info@x.org"}, (b"From: info@x.org",), id="from"),
+        pytest.param({"from": "ceo@x.org", "addresses": "ceo@x.org"}, (b"From: bob@x.org",), id="from another"),
+    ],
+)
+def test_a_vacation(world: World, other: dict[str, str], fields: tuple[bytes, ...]) -> None:
+    """A vacation goes from the null sender to the envelope sender, in the name of nobody but its user."""
+    assert ask(world.bound(), "REPLY", **{**AWAY, **other}) == ("DONE", "4Q0")
+    (taken,) = world.send.taken
+    assert (taken.mail, taken.rcpt) == ("MAIL FROM:<>", "RCPT TO:<ann@example.org>")
+    for field_ in (*fields, b"Auto-Submitted: auto-replied"):
+        assert b"\r\n" + field_ + b"\r\n" in b"\r\n" + taken.data
+
+
+@pytest.mark.parametrize(
+    ("message", "sender", "other", "why"),
+    [
+        pytest.param(MESSAGE, "", {}, "null", id="null sender"),
+        pytest.param(b"List-Id: <a.b>\n" + MESSAGE, "ann@example.org", {}, "List-Id", id="list"),
+        pytest.param(
+            b"Auto-Submitted: auto-replied\n" + MESSAGE, "ann@example.org", {}, "auto-replied", id="automatic"
+        ),
+        pytest.param(MESSAGE.replace(b"bob@", b"c@"), "ann@example.org", {}, "no address", id="not addressed"),
+        pytest.param(MESSAGE, "me@a.example", {"addresses": "me@a.example"}, "is the recipient", id="oneself"),
+        pytest.param(MESSAGE, "ann@example.org", {"addresses": "a@b.c\n" * 20}, "20 addresses", id="many addresses"),
+        pytest.param(MESSAGE, "ann@example.org", {"days": "0"}, "1 to 365", id="no day"),
+        pytest.param(MESSAGE, "ann@example.org", {"days": "366"}, "1 to 365", id="too many days"),
+        pytest.param(MESSAGE, "ann@example.org", {"days": "-3"}, "1 to 365", id="negative days"),
+        pytest.param(MESSAGE, "ann@example.org", {"handle": ""}, "handle", id="no handle"),
+    ],
+)
+def test_a_vacation_that_is_refused(world: World, message: bytes, sender: str, other: dict[str, str], why: str) -> None:
+    """The guards hold for a vacation as for any reply, and what its user may not say is no reason to send."""
+    kind, text = ask(world.bound(message, sender=sender), "REPLY", **{**AWAY, **other})
+    assert (kind, why in text) == ("REFUSED", True), text
+    assert world.send.taken == []
+
+
+def test_other_addresses_count_where_the_message_names_them(world: World) -> None:
+    """A message to another address of the user is answered where the rule names that address."""
+    say = {**AWAY, "addresses": "x@a.example\nc@x.org"}
+    assert ask(world.bound(MESSAGE.replace(b"bob@", b"c@")), "REPLY", **say)[0] == "DONE"
+
+
+def test_a_vacation_is_said_once_in_its_days(world: World) -> None:
+    """Remembered are user, correspondent and handle, for the days of the rule and whatever the rule is called."""
+    assert ask(world.bound(), "REPLY", **AWAY)[0] == "DONE"
+    assert ask(world.bound(queue_id="4B"), "REPLY", **{**AWAY, "rule": "other"})[0] == "REFUSED"
+    assert ask(world.bound(queue_id="4C"), "REPLY", **{**AWAY, "handle": "i"})[0] == "DONE"
+    assert ask(world.bound(queue_id="4D", sender="ed@example.org"), "REPLY", **AWAY)[0] == "DONE"
+    with sqlite3.connect(world.folder / "state/replied.sqlite") as state:
+        state.execute("UPDATE replied SET at = at - 2 * 86400")
+    state.close()
+    world.postman.sweep(int(time.time()))
+    assert ask(world.bound(queue_id="4E"), "REPLY", **AWAY)[0] == "REFUSED"
+    assert ask(world.bound(queue_id="4F"), "REPLY", **{**AWAY, "days": "2"})[0] == "DONE"
+    with sqlite3.connect(world.folder / "state/replied.sqlite") as state:
+        state.execute("UPDATE replied SET at = at - 364 * 86400")
+    state.close()
+    world.postman.sweep(int(time.time()))
+    assert ask(world.bound(queue_id="4G"), "REPLY", **{**AWAY, "days": "365"})[0] == "REFUSED"
+
+
 def test_a_message_is_answered_a_few_times_at_most(world: World) -> None:
     """However many rules reply to one message, its sender gets no more than four."""
     kinds = [ask(world.bound(), "REPLY", rule=f"r{n}", subject="", text="x", step=str(n))[0] for n in range(6)]

@@ -41,6 +41,14 @@ rules:
     then:
       forward: alice@home.example
 """
+AWAY = """\
+rules:
+  - name: away
+    then:
+      vacation:
+        text: Back on Monday.
+        days: 3
+"""
 ANSWER = """\
 rules:
   - name: opening hours
@@ -195,6 +203,24 @@ def test_a_second_question_gets_no_second_answer(site: Site) -> None:
         site.settle()
     assert len(site.inbox("alice")) == 2
     assert len(site.elsewhere()) == 1
+
+
+def test_vacation_answers_once_and_keeps(site: Site) -> None:
+    """A vacation goes to the sender once, from the null sender, and to no list; every message is kept."""
+    site.rules("alice", AWAY)
+    site.send(message("Lunch?"), sender="fanny@home.example")
+    site.settle()
+    (answer,) = site.elsewhere()
+    assert header(answer, "X-Original-To") == ["fanny@home.example"]
+    assert header(answer, "Return-Path") == ["<>"]
+    assert header(answer, "Auto-Submitted") == ["auto-replied"]
+    assert header(answer, "Subject") == ["Auto: Lunch?"]
+    assert b"Back on Monday." in answer
+    site.send(message("Dinner?"), sender="fanny@home.example")
+    site.send(message("News", list_id="<x.lists.example>"), sender="gina@home.example")
+    site.settle()
+    assert len(site.elsewhere()) == 1
+    assert subjects(site.inbox("alice")) == ["Dinner?", "Lunch?", "News"]
 
 
 def test_each_recipient_has_their_own_rules(site: Site) -> None:

@@ -154,6 +154,11 @@ PROBLEMS = {
     "a program not allowed": ("pipe: rm", False, "7: the site does not allow the program 'rm'; it allows scan, spool"),
     "flag alone": ("flag: seen", False, "1: `flag` in a rule without `file`"),
     "no flag": ("flag: deleted", False, "7: found 'deleted', expected seen, flagged or answered"),
+    "many addresses": (
+        f"vacation: {{text: x, addresses: [{', '.join(f'a{n}@b.example' for n in range(21))}]}}",
+        False,
+        "at most 20 addresses",
+    ),
     "many days": ("vacation: {text: x, days: 1000}", False, "11: 1000 days, expected 1 to 365"),
     "no tag": ("tag: a b", False, "6: found 'a b', expected a word of letters"),
     "no points": ("score: many", False, "8: found 'many', expected a number"),
