@@ -157,7 +157,7 @@ PROBLEMS = {
     "many addresses": (
         f"vacation: {{text: x, addresses: [{', '.join(f'a{n}@b.example' for n in range(21))}]}}",
         False,
-        "at most 20 addresses",
+        "11: at most 20 addresses",
     ),
     "many days": ("vacation: {text: x, days: 1000}", False, "11: 1000 days, expected 1 to 365"),
     "no tag": ("tag: a b", False, "6: found 'a b', expected a word of letters"),
