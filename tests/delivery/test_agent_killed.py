@@ -25,6 +25,9 @@ rules:
       - add_header: {X-Mark: seen}
       - file: {folder: Lists, copy: true}
       - forward: {to: carol@example.org, copy: true}
+  - name: flagged
+    then:
+      - flag: flagged
       - file: Other/Place
 """
 FOLDERS = ("Maildir/.Lists", "Maildir/.Other.Place")
