@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no finding, and nothing is kept from run to run.
+settings.register_profile("milterapp", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("milterapp")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
