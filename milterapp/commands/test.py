@@ -17,12 +17,15 @@ from milterapp.commands.failure import UNMET, Failure, cannot_read, complain, re
 from milterapp.commands.rule_files import Rules, User
 from milterapp.mail.edits import apply
 from milterapp.mail.envelope import Envelope
+from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.rules.decision import Decision
 from milterapp.rules.expectation import Expectation
 from milterapp.settings import Settings
 
 __all__ = ["arguments", "run"]
+
+_HEADERLESS = "line 1 of the message is no header field, so all of it is body; expected one such as `Subject: hello`"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +57,10 @@ def run(options: argparse.Namespace) -> int:
     output = None if options.output is None else _opened(options.output)
     rules = _rules(options, settings, user)
     complain(*rules.found)
-    assumed = envelope.envelope_of(
-        options, Mail(raw, settings.limits), user.name if user else "", settings.delivery.recipient_delimiter
-    )
+    mail = Mail(raw, settings.limits)
+    if _headerless(mail):
+        complain(_HEADERLESS)
+    assumed = envelope.envelope_of(options, mail, user.name if user else "", settings.delivery.recipient_delimiter)
     decision = _decide(rules, raw, assumed.envelope, settings, options)
     edited = apply(given, decision.edits, settings.limits) if decision.edits else given
     if options.json:
@@ -104,6 +108,13 @@ def _message(most: int) -> bytes:
     if len(raw) > most:
         raise Failure(os.EX_DATAERR, f"the message is larger than limits.message_bytes, {most} bytes")
     return raw
+
+
+def _headerless(mail: Mail) -> bool:
+    try:
+        return not mail.header
+    except LimitHit:
+        return False  # it has too much of one
 
 
 def _opened(path: str) -> int:
