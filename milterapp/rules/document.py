@@ -37,6 +37,7 @@ REMEDIES = {
     "while scanning an anchor": "a value that begins with '&'; quote it",
     "while scanning an alias": "a value that begins with '*'; quote it",
     "while scanning a tag": "a value that begins with '!'; quote it",
+    "exceeded maximum nesting depth": f"nested deeper than {MAX_DEPTH} levels",  # of libyaml's own, which looks ahead
     "while scanning a directive": "a line that begins with '%'; quote it",
 }
 

@@ -46,11 +46,18 @@ SLIPS = {
     "directive": ("%YAML 1.1\n---\na: b", "1:1: a line that begins with '%', expected `key: value`"),
     "NUL": ("a: b\0c", "1:5: the character U+0000, expected printable text"),
     "not UTF-8": (b"a: b\nc: \xff", "2:4: byte 0xff, expected UTF-8 text"),
-    "deep brackets": ("[" * 100_000, f"1:{MAX_DEPTH + 1}: nested deeper than {MAX_DEPTH} levels"),
+    "deep brackets": ("[" * 500, f"1:{MAX_DEPTH + 1}: nested deeper than {MAX_DEPTH} levels"),
     "deep items": ("- " * 100_000, f"1:{MAX_DEPTH * 2 + 1}: nested deeper than {MAX_DEPTH} levels"),
     "deep braces": ("{a: " * 100_000, f"1:{MAX_DEPTH * 4 + 1}: nested deeper than {MAX_DEPTH} levels"),
     "too large": (b" " * (MAX_SIZE + 1), f"1:1: {MAX_SIZE + 1} bytes, expected at most {MAX_SIZE}"),
 }
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? ", "[{a: "])
+def test_a_bottomless_nest_is_one_problem(opening: str) -> None:
+    """However deep a file nests, and whatever libyaml itself bounds, it is told that this is too deep, and no more."""
+    _, problems = parse(opening.encode() * 100_000, "f")
+    assert [problem.text for problem in problems] == [f"nested deeper than {MAX_DEPTH} levels"]
 
 
 @pytest.mark.parametrize(("source", "wanted"), SLIPS.values(), ids=SLIPS)
