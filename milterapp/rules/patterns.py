@@ -141,20 +141,20 @@ class PatternSet:
         """Add the numbers of the patterns found in the text; it must hold no surrogates. Raises LimitHit."""
         encoded = text.encode()
         if len(encoded) > SHORT and not self._literal:
-            self._match_long(text, encoded, into)
+            self._match_long(encoded, into)
             return
         for made, chunk in self._chunks:
             hits = made.Match(encoded) if made is not None else None
             if hits is None or len(chunk) not in hits:
                 for pattern, numbers in chunk:
-                    if compiled(pattern).search(text):
+                    if compiled(pattern).search(encoded):
                         into.update(numbers)
             elif len(hits) > 1:
                 for hit in hits:
                     if hit < len(chunk):
                         into.update(chunk[hit][1])
 
-    def _match_long(self, text: str, encoded: bytes, into: set[int]) -> None:
+    def _match_long(self, encoded: bytes, into: set[int]) -> None:
         known = self._filter
         if known is None:
             known = re2.Filter()
@@ -171,5 +171,5 @@ class PatternSet:
                 continue
             if thread_time() - begun > most:
                 raise LimitHit(f"patterns that took more than {most:.2f} seconds for {len(encoded)} bytes")
-            if known.re(hit).search(text):
+            if known.re(hit).search(encoded):
                 into.update(self._patterns[hit][1])
