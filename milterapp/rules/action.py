@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from milterapp.mail.edits import Edit
 from milterapp.mail.envelope import Stage
-from milterapp.rules.decision import Delivery, EnvelopeEdit, Filter, Reply, Verdict
+from milterapp.rules.decision import Delivery, EnvelopeEdit, Filter, Reply, Scripted, ScriptRun, Verdict
 from milterapp.rules.facts import Facts
 from milterapp.rules.placeholders import Template, Value
 
@@ -36,6 +36,7 @@ class Outcome:
     score: float = 0.0
     tags: frozenset[str] = frozenset()
     log: list[str] = field(default_factory=list)
+    scripts: list[ScriptRun] = field(default_factory=list)
 
     def deliver(self, delivery: Delivery, *, copy: bool) -> None:
         """Add a delivery, once; one that is no copy ends the rules."""
@@ -46,11 +47,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What an action is carried out with. rule: the rule's name; fill: gives the values, which are all there."""
+    """What an action is carried out with. rule: the rule's name; fill: gives the values, which are all there; script:
+    gives what a script of that name said.
+    """
 
     rule: str
     fill: Fill
     facts: Facts
+    script: Callable[[str], Scripted] = lambda _: Scripted(routed=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from milterapp.rules.actions_deliveries import (
     ForwardTo,
     PipeTo,
     ReplyWith,
+    RunScript,
     VacationReply,
 )
 from milterapp.rules.actions_edits import (
@@ -48,7 +49,7 @@ from milterapp.rules.actions_verdicts import (
 from milterapp.rules.targets import Target
 
 __all__ = [
-    "ACTIONS", "LATER", "REPLIES", "Action", "Folder", "ForwardTo", "Given", "Hold", "Outcome", "PrefixSubject",
+    "ACTIONS", "REPLIES", "Action", "Folder", "ForwardTo", "Given", "Hold", "Outcome", "PrefixSubject",
     "Refusal", "RemoveHeader", "SetHeader", "Target",
 ]  # fmt: skip
 
@@ -85,8 +86,6 @@ ACTIONS: dict[str, type[Action]] = {
         AddScore,
         AddTag,
         LogLine,
+        RunScript,
     )
 }
-
-# What a rule cannot have yet, and why.
-LATER = {"script": "scripts are not available yet"}

@@ -12,16 +12,17 @@ from typing import Literal, NewType
 from milterapp.mail.values import Mailbox
 from milterapp.rules.action import Action, Fill, Given, Outcome
 from milterapp.rules.conditions_marks import ProgramName
-from milterapp.rules.decision import File, Filter, Forward, Pipe, SendReply, Vacation
+from milterapp.rules.decision import File, Filter, Forward, Pipe, Send, SendReply, Vacation, Verdict
 from milterapp.rules.placeholders import Template, Value, one_line
 from milterapp.rules.targets import Target
 
 __all__ = [
-    "Address", "FileInto", "FilterThrough", "Flags", "Folder", "ForwardTo", "PipeTo", "ReplyWith",
-    "VacationReply",
+    "Address", "FileInto", "FilterThrough", "Flags", "Folder", "ForwardTo", "PipeTo", "ReplyWith", "RunScript",
+    "ScriptName", "VacationReply",
 ]  # fmt: skip
 
 Address = NewType("Address", str)
+ScriptName = NewType("ScriptName", str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +233,35 @@ def _arguments(templates: tuple[Template, ...], fill: Fill) -> tuple[str, ...]:
         text = one.fill(fill, one_line)
         made.append(text.lstrip("-") if one.parts and isinstance(one.parts[0], Value) else text)
     return tuple(made)
+
+
+@dataclass(frozen=True, slots=True)
+class RunScript(Action):
+    """Run a script of your own, a Python file beside the rules or in a folder below theirs: `script: blog.py` or
+    `script: blog/blog.py`. What it asks for is done as if rules had asked for it: a delivery without `copy` or a
+    verdict ends the rules, everything else adds up and goes on. Where no route of the script answers at the address,
+    the rule does not match. It is run where all that the rule asks for holds, and once for a message, however many
+    rules name it; no other delivery and no verdict can stand beside it. The tests beside the rules run no scripts.
+    """
+
+    word = "script"
+    main = "file"
+    site = False
+
+    file: ScriptName
+
+    def ends(self) -> bool:
+        """Return whether the rules end here: they may."""
+        return True
+
+    def apply(self, outcome: Outcome, given: Given) -> None:
+        """Take over what it said."""
+        said = given.script(self.file)
+        outcome.edits += said.edits
+        for one in said.deliveries:
+            copy = isinstance(one, SendReply | Send) or getattr(one, "copy", False)
+            outcome.deliver(one, copy=copy)
+        if said.verdict is not Verdict.NONE:
+            outcome.verdict, outcome.reply, outcome.ended = said.verdict, said.reply, True
+        if said.run is not None and said.run not in outcome.scripts:
+            outcome.scripts.append(said.run)

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, NewType
 
 from milterapp.mail.envelope import Stage, split_address, split_detail
 from milterapp.rules.conditions import Direct
+from milterapp.rules.decision import Scripted
 from milterapp.rules.facts import Facts
 from milterapp.rules.folding import fold, fold_domain
 from milterapp.rules.lists import TypedList
@@ -17,7 +18,7 @@ from milterapp.rules.truth import Marks, Need, Truth, Value
 
 __all__ = [
     "MARKS_CONDITIONS", "Asked", "Command", "Duplicate", "Marked", "ProgramName", "Rate", "RateOfRecipient", "Score",
-    "Tag", "TagName",
+    "ScriptSays", "Tag", "TagName",
 ]  # fmt: skip
 
 TagName = NewType("TagName", str)
@@ -110,7 +111,7 @@ class Asked(Direct):
         """Return what to ask for; None where there is nothing to ask about, and the condition does not hold."""
         raise NotImplementedError
 
-    def met(self, answer: int) -> bool:
+    def met(self, answer: Value) -> bool:
         """Return whether the answer is what the rule asks."""
         raise NotImplementedError
 
@@ -140,9 +141,9 @@ class Rate(Asked):
         key = tuple(_counted_by(one, facts) for one in self.by)
         return Need(self.kind, rule, key, self.within) if all(key) else None
 
-    def met(self, answer: int) -> bool:
+    def met(self, answer: Value) -> bool:
         """Return whether there were more."""
-        return answer > self.over
+        return isinstance(answer, int) and answer > self.over
 
     def say(self) -> str:
         """Return the condition as a trace shows it."""
@@ -187,7 +188,7 @@ class Duplicate(Asked):
         found = facts.message.message_id
         return Need(self.kind, rule, (found[:1000],), self.within) if found else None
 
-    def met(self, answer: int) -> bool:
+    def met(self, answer: Value) -> bool:
         """Return whether it was there."""
         return bool(answer)
 
@@ -217,13 +218,38 @@ class Command(Asked):
         """Return what to run."""
         return Need(self.kind, rule, (self.run, *self.arguments))
 
-    def met(self, answer: int) -> bool:
+    def met(self, answer: Value) -> bool:
         """Return whether it ended with that status."""
         return answer == self.status
 
     def say(self) -> str:
         """Return the condition as a trace shows it."""
         return f"{self.word} {self.run} ends with {self.status}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptSays(Asked):
+    """That the rule's script has something to say: no rule writes it, the action `script` brings it."""
+
+    word = "script"
+    kind = "script"
+    stage = Stage.BODY
+    site = False
+    assumed = Scripted(routed=False)
+
+    file: str
+
+    def need(self, facts: Facts, rule: str) -> Need:  # noqa: ARG002 - the same for every message and every rule
+        """Return what to run."""
+        return Need(self.kind, "", (self.file,))
+
+    def met(self, answer: Value) -> bool:
+        """Return whether it had."""
+        return isinstance(answer, Scripted) and answer.routed
+
+    def say(self) -> str:
+        """Return the condition as a trace shows it."""
+        return f"{self.word} {self.file}"
 
 
 MARKS_CONDITIONS = (Score, Tag, Rate, Duplicate, Command)

@@ -121,7 +121,7 @@ class _Open:
 
 
 def _apply(rule: Rule, at: int, evaluation: Evaluation, outcome: Outcome) -> None:
-    given = Given(rule.name, lambda value: evaluation.value(at, value), evaluation.facts)
+    given = Given(rule.name, lambda value: evaluation.value(at, value), evaluation.facts, evaluation.scripted)
     outcome.flags = ()
     for action in rule.actions:
         action.apply(outcome, given)
@@ -159,6 +159,7 @@ def _decision(
         score=round(outcome.score, 6),
         tags=tuple(sorted(outcome.tags)),
         log=tuple(outcome.log),
+        scripts=() if outcome.verdict is Verdict.DEFER else tuple(outcome.scripts),
         deliveries=deliveries,
         hold_reason=outcome.hold_reason,
         matched=names,

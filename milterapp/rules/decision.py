@@ -28,6 +28,9 @@ __all__ = [
     "RecipientDecision",
     "RemoveRecipient",
     "Reply",
+    "ScriptRun",
+    "Scripted",
+    "Send",
     "SendReply",
     "SetSender",
     "Transport",
@@ -103,13 +106,15 @@ class Forward:
 class SendReply:
     """Answer the envelope sender with a text; never ends the rules, never keeps the message from being kept.
 
-    refused: why the guards of invariant 2 would not let it out, "" where they would.
+    refused: why the guards of invariant 2 would not let it out, "" where they would. script: the script that answers,
+    "" for a rule: a script may answer a correspondent more than once, within a rate.
     """
 
     text: str
     subject: str = ""
     rule: str = ""
     refused: str = ""
+    script: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""
@@ -159,7 +164,21 @@ class Pipe:
         return {"action": "pipe", "program": self.program, "arguments": list(self.arguments), "copy": self.copy}
 
 
-Delivery = Keep | File | Forward | SendReply | Vacation | Pipe
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message of a script's own to one address; the message that came is kept all the same."""
+
+    to: str
+    subject: str
+    text: str
+    script: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the delivery as `--json` prints it."""
+        return {"action": "send", "to": self.to, "subject": self.subject, "text": self.text}
+
+
+Delivery = Keep | File | Forward | SendReply | Vacation | Pipe | Send
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +241,47 @@ EnvelopeEdit = SetSender | AddRecipient | RemoveRecipient | Transport
 
 
 @dataclass(frozen=True, slots=True)
+class ScriptRun:
+    """What a script changes beside mail: its memory, and the files of its output folder.
+
+    script: as the rule names it. state: the sender's next state, "" where it stays. stores: keys with the beginning of
+    what is stored, "" where it is forgotten; outputs: the names of files, both to be shown. plan: all of it, as the
+    edge that ran the script wrote it.
+    """
+
+    script: str
+    sender: str = ""
+    state: str = ""
+    stores: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[str, ...] = ()
+    plan: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as `--json` prints it."""
+        return {
+            "script": self.script,
+            "state": self.state or None,
+            "stores": dict(self.stores),
+            "outputs": list(self.outputs),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """What a script said of a message. routed: False where it has nothing to say, and its rule does not match.
+
+    verdict, reply: NONE and None where it gives none. run: None where it changes nothing beside mail.
+    """
+
+    routed: bool = True
+    verdict: Verdict = Verdict.NONE
+    reply: Reply | None = None
+    edits: tuple[Edit, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
+    run: ScriptRun | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """One rule's line of the trace: matched (None: not yet known), why, and where it stands in the file."""
 
@@ -274,7 +334,7 @@ class Decision:
     hold_reason: the text for Postfix's quarantine, with Verdict.HOLD.
     could_not_tell: why a limit or a failed lookup left the decision open, "" where it did not; `on_error` answers it.
     filters: programs that the edited message goes through, in order. envelope: changes of it, in order (site).
-    score, tags, log: what the actions of these names left.
+    score, tags, log: what the actions of these names left. scripts: what scripts change beside mail.
     matched: names of the rules that hold, those that only observe included, in their order.
     rules: a line of the trace for each rule, made when it is first read.
     """
@@ -296,6 +356,7 @@ class Decision:
     score: float = 0.0
     tags: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
+    scripts: tuple[ScriptRun, ...] = ()
 
     @property
     def changes(self) -> tuple[Edit | Filter | EnvelopeEdit, ...]:
@@ -322,4 +383,5 @@ class Decision:
             }
             | {name: list(found) for name, found in (("tags", self.tags), ("log", self.log)) if found}
             | ({"score": self.score} if self.score else {})
+            | ({"scripts": [one.to_json() for one in self.scripts]} if self.scripts else {})
         )

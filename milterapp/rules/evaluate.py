@@ -13,7 +13,8 @@ from typing import Any
 from milterapp.mail.envelope import Stage
 from milterapp.mail.limits import LimitHit
 from milterapp.rules.conditions import Direct, Sought
-from milterapp.rules.conditions_marks import Asked, Marked
+from milterapp.rules.conditions_marks import Asked, Marked, ScriptSays
+from milterapp.rules.decision import Scripted
 from milterapp.rules.facts import Facts
 from milterapp.rules.folding import address_forms, plain
 from milterapp.rules.index import ALL, ANY, LEAF, NOT, FieldIndex, Index, LeafIndex, PresentIndex, Source, Tree
@@ -172,8 +173,9 @@ class Evaluation:
             return Unknown(f"could not tell: {limit}", later=False)
         if need is None:
             return False
-        if self.answers is None:
-            answer = dict(self.facts.assumed).get(condition.kind, condition.assumed)
+        assumed = dict(self.facts.assumed)
+        if self.answers is None or condition.kind in assumed:
+            answer = assumed.get(condition.kind, condition.assumed)
         elif need in self.answers:
             answer = self.answers[need]
         elif self.asking:
@@ -183,6 +185,11 @@ class Evaluation:
         if isinstance(answer, Failed):
             return Unknown(f"could not tell: {answer.reason}", later=False)
         return condition.met(answer)
+
+    def scripted(self, file: str) -> Scripted:
+        """Return what a script said, whose rule holds."""
+        answer = (self.answers or {}).get(ScriptSays(file).need(self.facts, ""))
+        return answer if isinstance(answer, Scripted) else ScriptSays.assumed
 
     def _holds(self, leaf: LeafIndex) -> Truth:
         if leaf.field is None:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Pipe, SendReply, Vacation, Verdict
+from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Pipe, Send, SendReply, Vacation, Verdict
 from milterapp.rules.problem import near_miss
 
 __all__ = ["WORDS", "Expectation"]
 
-DELIVERIES = ("keep", "file", "forward", "reply", "vacation", "pipe")
+DELIVERIES = ("keep", "file", "forward", "reply", "vacation", "pipe", "send")
 WORDS = (*(verdict.value for verdict in Verdict), *DELIVERIES)
 
 
@@ -81,8 +81,8 @@ def _is(delivery: Delivery, word: str, argument: str) -> bool:
         return word == "keep"
     if isinstance(delivery, File):
         return word == "file" and argument in ("", "/".join(delivery.folder))
-    if isinstance(delivery, Forward):
-        return word == "forward" and argument.lower() in ("", delivery.to.lower())
+    if isinstance(delivery, Forward | Send):
+        return word == delivery.to_json()["action"] and argument.lower() in ("", delivery.to.lower())
     if isinstance(delivery, Pipe):
         return word == "pipe" and argument in ("", delivery.program)
     if isinstance(delivery, Vacation):

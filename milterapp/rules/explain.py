@@ -11,7 +11,7 @@ from typing import overload
 from milterapp.mail.limits import LimitHit
 from milterapp.rules.clauses import AllOf, AnyOf, Clause, Leaf, NotOf, Present, ordered
 from milterapp.rules.conditions import Direct
-from milterapp.rules.conditions_marks import Asked, Marked
+from milterapp.rules.conditions_marks import Asked, Marked, ScriptSays
 from milterapp.rules.decision import Decision, Explanation
 from milterapp.rules.evaluate import Evaluation, Truth, Unknown, passes
 from milterapp.rules.expectation import describe
@@ -115,9 +115,12 @@ def _saw(evaluation: Evaluation, leaf: Leaf, tree: Tree, *, matched: bool) -> st
     if isinstance(leaf.condition, Marked):
         return leaf.condition.shows(evaluation.marks)
     if isinstance(leaf.condition, Asked):
-        if evaluation.answers is None:
-            assumed = dict(evaluation.facts.assumed).get(leaf.condition.kind, leaf.condition.assumed)
-            return f"nobody was asked, assumed {assumed}"
+        assumed = dict(evaluation.facts.assumed)
+        if isinstance(leaf.condition, ScriptSays):
+            none = "it was not run" if evaluation.answers is None else "no route of it answers there"
+            return "it was run" if matched else none
+        if evaluation.answers is None or leaf.condition.kind in assumed:
+            return f"nobody was asked, assumed {assumed.get(leaf.condition.kind, leaf.condition.assumed)}"
         return "as answered"
     if isinstance(leaf.condition, Direct):
         try:
@@ -177,6 +180,10 @@ def explain(decision: Decision) -> str:
         words += f" {shown(told['text'])}" if "text" in told else ""
         words += f" (refused: {told['refused']})" if told.get("refused") else ""
         lines.append(f"delivery: {words}")
+    for run in decision.scripts:
+        lines += [f"script {run.script}: next state {run.state}"] if run.state else []
+        lines += [f"script {run.script}: store {shown(key)} {value or 'forgotten'}" for key, value in run.stores]
+        lines += [f"script {run.script}: output {name}" for name in run.outputs]
     lines += [f"score: {decision.score:g}"] if decision.score else []
     lines += [f"tags: {', '.join(decision.tags)}"] if decision.tags else []
     lines += [f"log: {line}" for line in decision.log]

@@ -23,7 +23,8 @@ class Facts:
     decided for, without angle brackets, "" where the decision is for all. mail: the message from Stage.HEADERS on.
     now: aware time of the first attempt. delimiter: Postfix's recipient_delimiter, which splits off a detail.
     score, tags: what earlier rules came to (personal: the site's, where they are trusted); tags in lower case.
-    assumed: for a dry run, by kind of Need (`rate`, `duplicate`, `command`), what is taken for its answer.
+    assumed: for a dry run, by kind of Need (`rate`, `duplicate`, `command`), what is taken for its answer; nobody is
+    asked for a kind that is named here.
     """
 
     stage: Stage

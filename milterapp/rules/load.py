@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 from milterapp.mail.envelope import Stage
 from milterapp.rules.action import Action
-from milterapp.rules.actions_deliveries import ForwardTo
+from milterapp.rules.actions_deliveries import ForwardTo, RunScript
 from milterapp.rules.actions_edits import AddRecipientTo, SetSenderTo
 from milterapp.rules.beside import run_tests
 from milterapp.rules.caution import cautions
-from milterapp.rules.clauses import AllOf, Clause, Present, captured, leaves, own_lists
-from milterapp.rules.conditions_marks import Duplicate, Marked
+from milterapp.rules.clauses import AllOf, Clause, Leaf, Present, captured, leaves, own_lists
+from milterapp.rules.conditions_marks import Duplicate, Marked, ScriptSays
 from milterapp.rules.decision import Verdict
 from milterapp.rules.decode import Missing
 from milterapp.rules.document import MAX_PROBLEMS, parse
@@ -46,6 +46,7 @@ def load(
     *,
     site: bool,
     read_list: ReadList | None = None,
+    read_script: ReadList | None = None,
     tests: bool = True,
     delimiter: str = "+",
     authserv_ids: tuple[str, ...] = (),
@@ -55,7 +56,8 @@ def load(
     """Read a rule file.
 
     source: the file, UTF-8 YAML. file: its name, for problems. site: as site rules, else as personal ones. read_list:
-    gives the bytes of a list's file by the name the rules use; it raises OSError with a reason. tests: run the tests
+    gives the bytes of a list's file by the name the rules use; it raises OSError with a reason. read_script: the same
+    for a script, which is only looked whether it is there. tests: run the tests
     beside the rules, and refuse the file where one fails; delimiter: Postfix's recipient_delimiter, for them.
     Returns (policy, problems), the policy None where any of the problems is no warning; problems are in the order of
     the file. Never raises for what the file holds.
@@ -68,7 +70,12 @@ def load(
             if not problems:
                 problems.append(Problem(Place(file), "nothing but comments, expected `rules:`"))
         else:
-            policy = _policy(root, file, RuleDecoder(problems, site=site, hooks=HOOKS, allowed=allowed), read_list)
+            policy = _policy(
+                root,
+                file,
+                RuleDecoder(problems, site=site, hooks=HOOKS, allowed=allowed, read_script=read_script),
+                read_list,
+            )
     if policy is not None and tests and not _fatal(problems):
         problems.extend(run_tests(policy, delimiter=delimiter))
     found = tuple(sorted(dict.fromkeys(problems)))
@@ -249,6 +256,9 @@ Placed = tuple[tuple[Action, Place], ...]
 
 def _with_values(clause: Clause, actions: Placed, place: Place, decoder: RuleDecoder) -> Clause:
     """Return the clause with what the actions need: where a value is absent the rule does not hold."""
+    scripts = tuple(Leaf(ScriptSays(one.file), where) for one, where in actions if isinstance(one, RunScript))
+    if scripts:
+        clause = AllOf((*(clause.parts if isinstance(clause, AllOf) else (clause,)), *scripts), clause.place)
     looking = tuple(one for one, _ in actions if one.stage() > Stage.CONNECT)
     values = values_of(text for action, _ in actions for text in action.templates())
     if not values and not looking:

@@ -5,6 +5,7 @@ Must never: let a test through that asks nothing, or one whose values are not of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ PARTS = {"address": "text", "localpart": "localpart", "detail": "text", "domain"
 CAN = frozenset((
     "prepend_header", "banner", "footer", "drop_attachments", "replace_body", "set_sender", "add_recipient",
     "remove_recipient", "transport", "vacation", "pipe", "filter", "flag", "log", "rate", "duplicate", "command",
+    "script",
 ))  # fmt: skip
 
 
@@ -56,6 +58,9 @@ class Allowed:
 
 ALL = Allowed()
 
+# A script, by its path from the rules.
+_SCRIPT = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,99}/){0,4}[A-Za-z0-9_][A-Za-z0-9._-]{0,95}\.py")
+
 
 class RuleDecoder(Decoder):
     """A decoder that knows the rule file's lists, whether its rules are the site's, and what the site allows."""
@@ -67,8 +72,10 @@ class RuleDecoder(Decoder):
         site: bool,
         hooks: Mapping[Any, Callable[..., Any]],
         allowed: Allowed = ALL,
+        read_script: Callable[[str], object] | None = None,
     ) -> None:
         super().__init__(problems, hooks)
+        self.read_script = read_script
         self.site = site
         self.allowed = allowed
         self.long_texts = False  # what is read now is asked of a whole body
@@ -89,6 +96,21 @@ class RuleDecoder(Decoder):
         known = ", ".join(sorted(self.allowed.programs))
         allows = f"it allows {known}{near_miss(name, self.allowed.programs)}" if known else "it allows none"
         return self.fail(node.place, f"the site does not allow the program {name!r}; {allows}")
+
+    def script(self, node: Node) -> str | Missing:
+        """Return the name of a script that can be read."""
+        name = self.text(node)
+        if isinstance(name, Missing):
+            return name
+        if not _SCRIPT.fullmatch(name):
+            return self.fail(node.place, f"found {name!r}, expected a script such as 'blog.py' or 'blog/blog.py'")
+        if self.read_script is None:
+            return self.fail(node.place, f"the script {name!r}: no files are read here")
+        try:
+            self.read_script(name)
+        except OSError as error:
+            return self.fail(node.place, f"the script {name!r} cannot be read: {error.strerror or error}")
+        return name
 
     def named_list(self, node: Text) -> NamedList | None:
         """Return the list of that name."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from milterapp.mail.values import AddressText, HeaderText, Mailbox
 from milterapp.rules.action import Action
-from milterapp.rules.actions import ACTIONS, LATER
+from milterapp.rules.actions import ACTIONS
 from milterapp.rules.actions_deliveries import (
     Address,
     FileInto,
@@ -22,6 +22,8 @@ from milterapp.rules.actions_deliveries import (
     ForwardTo,
     PipeTo,
     ReplyWith,
+    RunScript,
+    ScriptName,
     VacationReply,
 )
 from milterapp.rules.actions_edits import (
@@ -52,6 +54,7 @@ __all__ = ["HOOKS", "read_actions"]
 MAX_TEXT = 400
 MAX_VALUE = 900
 MAX_POINTS = 1_000_000
+_NOT_BESIDE_A_SCRIPT = (FileInto, ForwardTo, ReplyWith, VacationReply, PipeTo)
 
 
 def read_actions(node: Node, decoder: RuleDecoder) -> tuple[tuple[Action, Place], ...] | None:
@@ -62,6 +65,12 @@ def read_actions(node: Node, decoder: RuleDecoder) -> tuple[tuple[Action, Place]
     if len(placed) < len(found):
         return None
     good = tuple(one for one, _ in placed)
+    scripts = [one for one in good if isinstance(one, RunScript)]
+    delivering = [one for one in good if isinstance(one, _NOT_BESIDE_A_SCRIPT) or one.verdict is not None]
+    delivering += scripts[1:]
+    if scripts and delivering:
+        decoder.fail(node.place, f"`script` and `{delivering[0].word}` in one rule: the script says what becomes of it")
+        return None
     verdicts = [one for one in good if one.verdict is not None]
     if len(verdicts) > 1:
         words = " and ".join(f"`{one.word}`" for one in verdicts)
@@ -95,8 +104,7 @@ def _action(node: Node, decoder: RuleDecoder) -> Action | None:
     key, value = (node, None) if isinstance(node, Text) else node.pairs[0]
     made = ACTIONS.get(key.value)
     if made is None:
-        known = f"unknown action {key.value!r}{near_miss(key.value, ACTIONS)}"
-        decoder.fail(key.place, LATER.get(key.value, known))
+        decoder.fail(key.place, f"unknown action {key.value!r}{near_miss(key.value, ACTIONS)}")
         return None
     if not (made.site if decoder.site else made.personal):
         place = "a site rule" if decoder.site else "a personal rule"
@@ -229,6 +237,11 @@ def _program(node: Node, decoder: Decoder) -> str | Missing:
     return decoder.program(node)
 
 
+def _script(node: Node, decoder: Decoder) -> str | Missing:
+    assert isinstance(decoder, RuleDecoder)  # noqa: S101 - the hooks below belong to it
+    return decoder.script(node)
+
+
 def _own_address(node: Node, decoder: Decoder) -> str | Missing:
     text = decoder.text(node)
     try:
@@ -247,6 +260,7 @@ HOOKS: dict[Any, Callable[..., Any]] = {
     TagName: _tag_name,
     ProgramName: _program,
     Address: _own_address,
+    ScriptName: _script,
 }
 
 

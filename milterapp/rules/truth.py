@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from milterapp.rules.decision import Scripted
+
 __all__ = ["Answers", "Failed", "Marks", "Need", "Truth", "Unknown", "Value", "Wanted"]
 
 
@@ -29,8 +31,9 @@ class Failed:
     reason: str
 
 
-# rate: how many, this message included; duplicate: whether it was seen before; command: the exit status.
-Value = int | bool | Failed
+# rate: how many, this message included; duplicate: whether it was seen before; command: the exit status; script: what
+# it said.
+Value = int | bool | Scripted | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,10 @@ class Need:
     """One fact that deciding lacks; the edge answers it, and remembers its answer for a retry of the same message.
 
     kind: `rate` (record this message under `key`, answer how many there were in `within` seconds, this one included),
-    `duplicate` (record `key`, a Message-ID, answer whether it was there already, within `within` seconds) or `command`
-    (run the program `key[0]` with the arguments `key[1:]`, answer its exit status).
-    rule: the rule that asks; what it records is its own.
+    `duplicate` (record `key`, a Message-ID, answer whether it was there already, within `within` seconds), `command`
+    (run the program `key[0]` with the arguments `key[1:]`, answer its exit status) or `script` (run the script
+    `key[0]`, answer what it says).
+    rule: the rule that asks; what it records is its own. "" for a script, which runs once for a message.
     """
 
     kind: str

@@ -142,7 +142,11 @@ def test_an_edit_of_the_body_waits_for_it() -> None:
 
 # name: (action, whether in a site rule, part of the problem, its column in the line)
 PROBLEMS = {
-    "script": ("script: blog.py", False, "1: scripts are not available yet"),
+    "a site's script": ("script: blog.py", True, "1: the action 'script' cannot stand in a site rule"),
+    "a script above": ("script: ../blog.py", False, "9: found '../blog.py', expected a script such as"),
+    "a script from the root": ("script: /blog.py", False, "9: found '/blog.py', expected a script such as"),
+    "a script of no Python": ("script: blog.sh", False, "9: found 'blog.sh', expected a script such as"),
+    "a script and nobody to read it": ("script: blog.py", False, "9: the script 'blog.py': no files are read here"),
     "exists of fields": ("remove_header: {name: X, value: {exists: yes}}", True, "33: `exists` and `count` are of all"),
     "count of attachments": ("drop_attachments: {count: 2}", True, "19: `exists` and `count` are of all"),
     "no transport": ("transport: relay", True, "12: found 'relay', expected a transport and a next hop"),
@@ -191,11 +195,12 @@ def test_an_edge_names_what_it_can(word: str) -> None:
         "command": ("if", "command: scan"),
     }
     found = next((one for one in DONE.values() if one[2]["action"] == word), None)
-    action = "[{file: A}, {flag: seen}]" if word == "flag" else "log: x" if word == "log" else found[0] if found else ""
+    others = {"flag": "[{file: A}, {flag: seen}]", "log": "log: x", "script": "script: blog.py"}
+    action = others.get(word) or (found[0] if found else "")
     condition = cases[word][1] if word in cases else ANY
     site = found[1] if found else False
     source = (LISTS + rule_of(condition, action or "stop")).encode()
     for can, good in (((), False), ((word,), True)):
-        policy, problems = load(source, "f", site=site, programs=("scan", "spool"), can=can)
+        policy, problems = load(source, "f", site=site, programs=("scan", "spool"), can=can, read_script=lambda _: b"")
         assert (policy is not None) is good, problems
         assert good or "cannot be used here yet" in str(problems[0])

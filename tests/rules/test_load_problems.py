@@ -281,7 +281,7 @@ FILES = {
         [
             (
                 "f:9:11: found 'rejct', expected one of none, accept, reject, defer, discard, hold, keep, file,"
-                " forward, reply, vacation, pipe, as in file:Lists/Python, did you mean 'reject'?"
+                " forward, reply, vacation, pipe, send, as in file:Lists/Python, did you mean 'reject'?"
             )
         ],
     ),
