@@ -24,6 +24,7 @@ class Limits:
     mime_depth: int = 50
     mime_parts: int = 1000
     decoded_bytes: int = 64 * 1024 * 1024
+    text_bytes: int = 16 * 1024 * 1024
     message_bytes: int = 128 * 1024 * 1024
 
 

@@ -142,6 +142,7 @@ class Part:
     @property
     def text(self) -> str:
         """The content as text in its charset, line ends as LF; not kept. Raises LimitHit."""
+        self._bound(len(self.body), "text_bytes")
         content = self.content
         charset = self.content_types[0].first("charset") if self.content_types else ""
         copies = 1 + isinstance(content, bytes) + (self.source.find(b"\r\n", self.header.body, self.end) >= 0)
@@ -149,9 +150,10 @@ class Part:
         text, self.text_fault = charsets.decode(content, charset)
         return text.replace("\r\n", "\n") if "\r" in text else text
 
-    def _bound(self, amount: int) -> None:
-        if amount > self.budget.limits.decoded_bytes:
-            raise LimitHit(f"more than {self.budget.limits.decoded_bytes} bytes to decode")
+    def _bound(self, amount: int, name: str = "decoded_bytes") -> None:
+        most: int = getattr(self.budget.limits, name)
+        if amount > most:
+            raise LimitHit(f"more than {most} bytes {'of text' if name == 'text_bytes' else 'to decode'}")
 
     def content_faults(self) -> Iterator[str]:
         """Give what is wrong with its fields, its transfer encoding and, in text, the charset. Raises LimitHit."""

@@ -55,7 +55,7 @@ def _collect(parts: Iterable[Part], kind: str, read: Callable[[Part], str]) -> l
     found: list[str] = []
     length = 0
     for part in wanted:
-        most = part.budget.limits.decoded_bytes
+        most = part.budget.limits.text_bytes
         if len(wanted) > 1:  # joining makes a second copy
             most //= 2
         if length + len(part.body) > most:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Iterator
 from itertools import islice
 
 from milterapp.mail import charsets
@@ -72,6 +73,7 @@ def size(data: memoryview, encoding: str) -> int:
         digits, damage = _count_base64(data)
         if not damage:
             return digits * 3 // 4
+        return sum(len(piece) // 4 * 3 + (0, 0, 1, 2)[len(piece) % 4] for piece in _pieces(data))
     return len(decode(data, encoding))
 
 
@@ -113,20 +115,25 @@ def _base64(data: memoryview) -> bytes:
             return binascii.a2b_base64(data)
         except binascii.Error:  # the padding is missing; more of it than is needed does no harm
             return binascii.a2b_base64(bytes(data) + b"==")
-    # Some readers stop at the padding and some go on behind it: go on, so that nothing hides there.
+    return b"".join(map(_digits, _pieces(data)))
+
+
+def _pieces(data: memoryview) -> Iterator[memoryview]:
+    """Yield the digits of damaged base64, up to each padding.
+
+    Some readers stop at the padding and some go on behind it: go on, so that nothing hides there.
+    """
     segments = sum(bytes(data[at : at + _CHUNK]).count(b"=") for at in range(0, len(data), _CHUNK))
     dropped = _NOT_BASE64 + (b"=" if segments > _MOST_SEGMENTS else b"")
     clean = bytearray()
     for at in range(0, len(data), _CHUNK):
         clean += bytes(data[at : at + _CHUNK]).translate(None, dropped)
-    out = []
     at = 0
     while at < len(clean):
         stop = clean.find(b"=", at)
         stop = len(clean) if stop < 0 else stop
-        out.append(_digits(memoryview(clean)[at:stop]))
+        yield memoryview(clean)[at:stop]
         at = stop + 1
-    return b"".join(out)
 
 
 def _digits(piece: memoryview) -> bytes:

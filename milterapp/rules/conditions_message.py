@@ -14,6 +14,7 @@ from milterapp.mail.envelope import Stage
 from milterapp.mail.limits import LimitHit
 from milterapp.rules.conditions import AddressField, Direct, Read, Sought
 from milterapp.rules.facts import Facts
+from milterapp.rules.long_text import RawText
 from milterapp.rules.operators import TestNumber
 
 __all__ = ["MESSAGE_CONDITIONS"]
@@ -233,11 +234,11 @@ class Raw(Sought):
         mail = facts.message
         if mail.size > mail.limits.decoded_bytes:
             raise LimitHit(f"a message of more than {mail.limits.decoded_bytes} bytes")
-        return (mail.raw.replace(b"\r\n", b"\n").decode("utf-8", "replace"),)
+        return (RawText(mail.raw),)
 
     def show(self, occurrence: Any) -> str:
         """Return how long it is."""
-        return f"{len(occurrence)} characters"
+        return f"{len(occurrence)} bytes"
 
 
 class Url(Sought):

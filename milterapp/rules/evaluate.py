@@ -296,7 +296,7 @@ class Evaluation:
         for one in seen:
             if passes(leaf, one):
                 for value in leaf.condition.parts[part][1](one[0], self.facts):
-                    match = compiled(pattern).search(plain(value))
+                    match = compiled(pattern).search(plain(str(value)))
                     if match is not None:
                         return str(match.group(group) or "")
         return None

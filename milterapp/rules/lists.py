@@ -74,7 +74,7 @@ class _Globs:
         if self._set is None:
             return False
         hits: set[int] = set()
-        self._set.match(value, hits)
+        self._set.match(value.encode(), hits)
         return bool(hits)
 
 

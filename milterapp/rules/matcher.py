@@ -10,6 +10,7 @@ from collections.abc import Callable
 from milterapp.mail.envelope import split_detail
 from milterapp.rules.folding import address_forms, domain_levels, fold, fold_domain, plain
 from milterapp.rules.lists import TypedList, network_of
+from milterapp.rules.long_text import LONG, RawText, encoded
 from milterapp.rules.patterns import PatternSet, escape
 
 __all__ = ["LIST_KINDS", "MATCHERS", "AddressMatcher", "DomainMatcher", "LocalpartMatcher", "Matcher", "NetworkMatcher"]
@@ -34,6 +35,7 @@ class Matcher:
         self._patterns: Numbers = {}
         self._lists: dict[int, tuple[TypedList, list[int]]] = {}
         self._checks: list[tuple[Callable[[str], bool], int]] = []
+        self._sets_only = False
         self._folded_set: PatternSet | None = None
         self._pattern_set: PatternSet | None = None
 
@@ -77,15 +79,24 @@ class Matcher:
 
     def seal(self) -> None:
         """Compile the pattern sets."""
+        tables = (self._same, self._same_case, self._starts, self._starts_case, self._ends, self._ends_case)
+        self._sets_only = type(self) is Matcher and not any((*tables, self._lists, self._checks))
         if self._folded:
             folded = [(pattern, tuple(numbers)) for pattern, numbers in self._folded.items()]
             self._folded_set = PatternSet(folded, literal=True)
         if self._patterns:
             self._pattern_set = PatternSet((pattern, tuple(numbers)) for pattern, numbers in self._patterns.items())
 
-    def match(self, value: str, delimiter: str) -> set[int]:
+    def match(self, value: str | RawText, delimiter: str) -> set[int]:
         """Return the numbers of the tests that hold for the value. delimiter: splits off an address's detail."""
         hits: set[int] = set()
+        if len(value) > LONG and self._sets_only:
+            if self._folded_set is not None:
+                self._folded_set.match(encoded(value, fold), hits)
+            if self._pattern_set is not None:
+                self._pattern_set.match(encoded(value, plain), hits)
+            return hits
+        value = str(value)
         forms = self.forms(value, delimiter)
         folded, value = forms[0], plain(value)
         if self._same:
@@ -101,9 +112,9 @@ class Matcher:
                 if len(text) >= length and (numbers := keys.get(text[len(text) - length :])):
                     hits.update(numbers)
         if self._folded_set is not None:
-            self._folded_set.match(folded, hits)
+            self._folded_set.match(folded.encode(), hits)
         if self._pattern_set is not None:
-            self._pattern_set.match(value, hits)
+            self._pattern_set.match(value.encode(), hits)
         for entries, numbers in self._lists.values():
             if entries.holds(value, forms):
                 hits.update(numbers)
@@ -182,10 +193,10 @@ class NetworkMatcher(Matcher):
         table = self._prefixes.setdefault((network.version, bits), {})
         table.setdefault(int(network.network_address) >> bits, []).append(number)
 
-    def match(self, value: str, delimiter: str) -> set[int]:
+    def match(self, value: str | RawText, delimiter: str) -> set[int]:
         """Return the numbers of the networks that hold the address; what is no address is in none."""
         try:
-            address = network_of(value)
+            address = network_of(str(value))
         except ValueError:
             return set()
         hits = super().match(value, delimiter)

@@ -137,9 +137,8 @@ class PatternSet:
             return
         self._chunks.append((made, chunk))
 
-    def match(self, text: str, into: set[int]) -> None:
-        """Add the numbers of the patterns found in the text; it must hold no surrogates. Raises LimitHit."""
-        encoded = text.encode()
+    def match(self, encoded: bytes | bytearray, into: set[int]) -> None:
+        """Add the numbers of the patterns found in a text in UTF-8. Raises LimitHit."""
         if len(encoded) > SHORT and not self._literal:
             self._match_long(encoded, into)
             return
@@ -154,7 +153,7 @@ class PatternSet:
                     if hit < len(chunk):
                         into.update(chunk[hit][1])
 
-    def _match_long(self, encoded: bytes, into: set[int]) -> None:
+    def _match_long(self, encoded: bytes | bytearray, into: set[int]) -> None:
         known = self._filter
         if known is None:
             known = re2.Filter()

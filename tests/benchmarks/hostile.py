@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.message import Mail
@@ -119,7 +120,7 @@ def main() -> int:
     assert policy is not None, problems
     cases: Mapping[str, tuple[Callable[[], bytes], Callable[[bytes], str]]] = {
         **{name: (make, _decided(policy)) for name, make in {**MESSAGES, **LARGE}.items()},
-        **{f"rules: {name}": ((lambda source=source: source), _loaded) for name, source in FILES.items()},
+        **{f"rules: {name}": (partial(bytes, source), _loaded) for name, source in FILES.items()},
     }
     rows, past = [], []
     for name, (make, read) in cases.items():

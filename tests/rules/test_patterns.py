@@ -17,7 +17,7 @@ from milterapp.rules.patterns import PatternSet, check, compiled, escape, from_g
 def found(texts: list[str], text: str) -> set[int]:
     """Return which of the patterns a set finds."""
     hits: set[int] = set()
-    PatternSet((pattern, (at,)) for at, pattern in enumerate(texts)).match(text, hits)
+    PatternSet((pattern, (at,)) for at, pattern in enumerate(texts)).match(text.encode(), hits)
     return hits
 
 
@@ -66,7 +66,7 @@ def test_a_match_out_of_memory_is_not_no_match() -> None:
     made = PatternSet([("b+", (1,)), ("x", (2,))])
     made._chunks = [(Exhausted(), [("b+", (1,)), ("x", (2,))])]
     hits: set[int] = set()
-    made.match("abbb", hits)
+    made.match(b"abbb", hits)
     assert hits == {1}
 
 
