@@ -51,7 +51,9 @@ class DeliverySettings:
 
     broken_rules: defer or keep. agents: how many at once; idle: how long a warm one waits; deadline: one message;
     wait: how long a delivery waits for a free agent before it is deferred. maildir: below home, for `file`.
-    keep: what `keep` means: postfix, maildir, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`.
+    keep: what `keep` means: postfix, maildir, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`. sandbox: the least level
+    (full, good, basic) at which a user's scripts run. script_recipients: whom one message may make a script send to;
+    script_messages: mails of a user's scripts in a day; script_output: below home, for the files they write.
     """
 
     socket: str = "/run/milterapp/monitor/socket"
@@ -67,6 +69,10 @@ class DeliverySettings:
     idle: float = 60.0
     deadline: float = 120.0
     wait: float = 60.0
+    sandbox: str = "good"
+    script_recipients: int = 20
+    script_messages: int = 500
+    script_output: str = ".milterapp/output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class SubmitSettings:
     """Handing mail to Postfix. hand_back, send: its smtpd sockets for `keep` and for forwards and replies.
 
     forward_sender: envelope, or recipient. forwards: how many a message. reply_interval: the least time between two
-    replies of one rule to one correspondent.
+    replies of one rule to one correspondent. script_replies: of one script to one correspondent within an hour.
     """
 
     socket: str = "/run/milterapp/submit/socket"
@@ -84,6 +90,7 @@ class SubmitSettings:
     forward_sender: str = "envelope"
     forwards: int = 4
     reply_interval: float = 7 * 86400.0
+    script_replies: int = 10
     timeout: float = 60.0
 
 

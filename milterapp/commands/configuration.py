@@ -29,6 +29,7 @@ _IDS = (1, 2**32 - 3)  # 0 is root, and 2**32 - 1 means "leave it" to setresuid(
 WORDS: dict[str, tuple[str, ...]] = {
     "milter.on_error": ("accept", "defer"),
     "delivery.broken_rules": ("defer", "keep"),
+    "delivery.sandbox": ("full", "good", "basic"),
     "submit.forward_sender": ("envelope", "recipient"),
     "log": ("logfmt", "json"),
 }
@@ -51,8 +52,11 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "delivery.idle": (0, 86400),
     "delivery.deadline": (1, 3600),
     "delivery.wait": (0, 3600),
+    "delivery.script_recipients": (0, 10_000),
+    "delivery.script_messages": (0, 10**6),
     "lmtp.connections": (1, 1000),
     "submit.forwards": (0, 1000),
+    "submit.script_replies": (0, 1000),
     "submit.reply_interval": (60, 10 * 365 * 86400),
     "submit.timeout": (1, 3600),
 }
@@ -67,7 +71,8 @@ _FROM_ROOT = (
     "submit.hand_back",
     "submit.send",
 )
-_NOT_EMPTY = ("milter.socket_group", "lmtp.socket_group", "delivery.personal_rules", "delivery.maildir")
+_NOT_EMPTY = ("milter.socket_group", "lmtp.socket_group", "delivery.personal_rules", "delivery.maildir",
+              "delivery.script_output")  # fmt: skip
 _ACCOUNTS = ("accounts.milter", "accounts.pipe", "accounts.monitor", "accounts.submit", "accounts.lmtp")
 
 

@@ -3,8 +3,8 @@
 Must never: answer `ok` or `reject` for a fault of ours, do anything that was not journalled first, or submit mail
 itself (submit does, over the connection that came with the message).
 
-The order for each message: rules, Decision, journal (*prepared*), deliveries, each marked done, answer. A retry finds
-the record and only does what is missing.
+The order for each message: rules, Decision, what scripts change (with the record), journal (*prepared*), files of
+scripts, deliveries, each marked done, answer. A retry finds the record and only does what is missing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
-from milterapp.delivery import record, sealed, wire
+from milterapp.delivery import notice, record, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out
 from milterapp.delivery.requests import JOB, printable
 from milterapp.delivery.rulefile import Loaded, RuleFile, Unavailable, open_home
+from milterapp.delivery.scripts import RefusedError, Scripts
 from milterapp.delivery.stores import Maildir
 from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.limits import Limits
@@ -34,6 +35,7 @@ from milterapp.rules.decide import decide
 from milterapp.rules.decision import Decision, Keep, Verdict
 from milterapp.rules.facts import Facts
 from milterapp.rules.truth import Failed, Need, Value
+from milterapp.script.plan import PlanError
 from milterapp.state.journal import Journal, Key, StateError
 from milterapp.state.rates import Rates
 
@@ -47,7 +49,7 @@ _LOGGED = 200  # characters of each text that a rule logs
 _SHOWN = ("action", "folder", "flags", "to", "copy", "implicit")  # of a delivery, in the event
 _EXPIRE = 3600.0  # seconds between two sweeps of old records
 _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
-_FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, OSError)
+_FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, PlanError, OSError)
 
 
 def serve(control: socket.socket, settings: AgentSettings, home: str, user: str) -> NoReturn:
@@ -94,6 +96,7 @@ class Agent:
         self._journal: Journal | None = None
         self._journal_path = os.path.join(home, _STATE, _JOURNAL)
         self._rates: Rates | None = None
+        self._scripts = Scripts(settings, os.path.join(home, _STATE), self._rules, _make_state)
         self._swept = time.time()
 
     def answer(self, job: wire.Datagram) -> tuple[Answer, str]:
@@ -112,6 +115,7 @@ class Agent:
             answer = Answer("defer", f"internal error: {type(error).__name__}")  # its words may be the message's
             event["fault"] = _place(error)
         finally:
+            self._scripts.end()
             os.close(message)
         event["seconds"] = round(time.monotonic() - start, 4)
         event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}
@@ -128,6 +132,7 @@ class Agent:
             try:
                 if self._rates is not None:
                     self._rates.expire(now - self._settings.keep_records)  # a retry asks again
+                self._scripts.expire(int(now) - self._settings.keep_records)
             except StateError:
                 pass  # likewise
 
@@ -135,12 +140,14 @@ class Agent:
         with open_home(self._home, os.geteuid()) as home:
             journal = self._journal_in(home)
             prepared = None if journal is None else journal.find(arrived.key)
-            if prepared is None:
+            text = prepared.record if prepared is not None else self._scripts.committed(home, arrived.key.word)
+            if text:
+                loaded, decision = None, record.from_text(text)
+            else:
                 loaded = Loaded(None) if home is None else self._rules.load(home)
                 decision = self._decide(loaded, arrived, home)
-            else:
-                loaded, decision = None, record.from_text(prepared.record)
-            event.update(_explained(decision), retry=prepared is not None)
+                self._tell(arrived, home, event)
+            event.update(_explained(decision), retry=bool(text))
             if decision.verdict is Verdict.DEFER:
                 return Answer("defer", decision.could_not_tell or _deferral(decision))
             keep_here = self._settings.keep == "maildir"
@@ -150,8 +157,14 @@ class Agent:
             now = int(time.time())
             journal = journal or self._new_journal(home)
             if prepared is None:
-                prepared = journal.prepare(arrived.key, record.to_text(decision), now)
+                if not text and (too_many := self._scripts.too_many(decision, now)):
+                    return Answer("defer", too_many)
+                text = text or record.to_text(decision)
+                self._scripts.commit(home, arrived.key.word, text, decision, now)
+                prepared = journal.prepare(arrived.key, text, now)
                 decision = decision if prepared.fresh else record.from_text(prepared.record)
+            if refused := self._scripts.write(home, decision):
+                event["outputs"] = refused
             maildir = Maildir(home, self._settings.maildir)
             job = Job(
                 arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now, keep_here
@@ -177,16 +190,22 @@ class Agent:
             delimiter=self._settings.delimiter,
         )
         answers: dict[Need, Value] = {}
-        while isinstance(decision := decide(loaded.policy, facts, answers), Need):
-            answers[decision] = self._answered(decision, arrived, home)
+        self._scripts.begin()
+        try:
+            while isinstance(decision := decide(loaded.policy, facts, answers), Need):
+                answers[decision] = self._answered(decision, loaded, arrived, home)
+        except RefusedError as refused:
+            return replace(keep, could_not_tell=str(refused))
         if not decision.could_not_tell:
             return decision
         if self._settings.broken_rules == "keep":
             return replace(keep, matched=decision.matched, could_not_tell=decision.could_not_tell)
         return replace(decision, verdict=Verdict.DEFER, deliveries=())
 
-    def _answered(self, need: Need, arrived: _Arrived, home: int | None) -> Value:
-        """Return what a rule must know and only memory tells; what cannot be remembered could not be told."""
+    def _answered(self, need: Need, loaded: Loaded, arrived: _Arrived, home: int | None) -> Value:
+        """Return what a rule must know and only memory or a script tells; what cannot be had could not be told."""
+        if home is not None and need.kind == "script":
+            return self._scripts.answer(need.key[0], loaded, arrived.envelope, arrived.raw, home)
         if home is None or need.kind not in ("rate", "duplicate"):
             return Failed(f"{need.kind}: nothing is remembered here")
         try:
@@ -200,6 +219,23 @@ class Agent:
             return ask(need.rule, need.key, arrived.key.word, now=time.time(), within=need.within)
         except (StateError, OSError) as error:
             return Failed(str(error))
+
+    def _tell(self, arrived: _Arrived, home: int | None, event: dict[str, Any]) -> None:
+        """Tell the author of a script that failed, once; that this cannot be done is no reason to do anything else."""
+        for told in self._scripts.told if home is not None else ():
+            assert home is not None  # noqa: S101 - the line above
+            now = int(time.time())
+            try:
+                if not self._scripts.claim(home, told, arrived.key.word, now):
+                    continue
+                here = Maildir(home, self._settings.maildir) if self._settings.keep == "maildir" else None
+                letter = notice.Letter(told.script, told.text, arrived.envelope, arrived.key, arrived.raw, now)
+                outcome = notice.tell(letter, home, _STATE, here, arrived.submit)
+                event["notice"] = f"{outcome.word} {outcome.detail}".strip()
+                if outcome.word == "failed":
+                    self._scripts.unclaim(told, arrived.key.word)
+            except (StateError, OSError) as error:
+                event["notice"] = f"failed {error}"
 
     def _journal_in(self, home: int | None) -> Journal | None:
         """Return the user's journal, None where there is none yet. Raises StateError."""
@@ -273,6 +309,8 @@ def _explained(decision: Decision) -> Mapping[str, Any]:
         ],
         "problems": [str(one) for one in decision.problems],
         "log": [one[:_LOGGED] for one in decision.log],
+        "scripts": [f"{one.script} {one.state}".strip() for one in decision.scripts],
+        "could_not_tell": decision.could_not_tell,
     }
 
 

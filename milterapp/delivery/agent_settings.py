@@ -21,6 +21,8 @@ class AgentSettings:
     personal_rules, maildir: below the home unless absolute. keep: as the site has it. broken_rules: defer or keep.
     limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
     journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
+    sandbox: the least level below which no script runs. script_recipients: of one message's sends and forwards;
+    script_messages: mails that a user's scripts may cause in a day; script_output: as maildir, where their files go.
     """
 
     personal_rules: str = ".milterapp/rules.yaml"
@@ -32,6 +34,10 @@ class AgentSettings:
     deadline: float = 120.0
     keep_records: int = 30 * 86400
     authserv_ids: Sequence[str] = ()
+    sandbox: str = "good"
+    script_recipients: int = 20
+    script_messages: int = 500
+    script_output: str = ".milterapp/output"
 
     def __post_init__(self) -> None:
         """Take what JSON makes of a tuple for one."""
@@ -50,6 +56,7 @@ class AgentSettings:
             limits=dict(settings["limits"]),
             deadline=delivery["deadline"],
             authserv_ids=settings.get("authserv_ids", ()),
+            **{name: delivery[name] for name in ("sandbox", "script_recipients", "script_messages", "script_output")},
         )
 
     def to_json(self) -> str:

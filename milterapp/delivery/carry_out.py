@@ -18,13 +18,14 @@ from milterapp.delivery import sealed, wire
 from milterapp.delivery.requests import RESPONSES, printable
 from milterapp.delivery.stores import Maildir, Name, stamped
 from milterapp.mail.edits import apply
-from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Reply, SendReply, Vacation, Verdict
+from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Reply, Send, SendReply, Vacation, Verdict
 from milterapp.state.journal import Journal, Key, Prepared, StateError
 
 __all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "rejection"]
 
 SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a message
 _REPLY_TEXT = 40 * 1024  # bytes; what one datagram holds beside the other fields
+_LAST = SendReply | Vacation | Send  # what leaves only when everything else is done
 _VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
 
 
@@ -119,11 +120,14 @@ class _Steps:
         if isinstance(delivery, Keep):
             return self.once(step, lambda: self._keep(step)).word == "done"
         if isinstance(delivery, Forward):
-            outcome = self.once(step, lambda: self._send("FORWARD", {"to": delivery.to, "step": step}))
+            asked = {"to": delivery.to, "step": step} | ({"script": delivery.script} if delivery.script else {})
+            outcome = self.once(step, lambda: self._send("FORWARD", asked))
             if outcome.word == "refused" and not delivery.copy:
                 outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
                 return outcome.word == "done"
             return outcome.word != "failed"
+        if isinstance(delivery, Send):
+            return self.once(step, lambda: self._write(step, delivery)).word != "failed"
         if not isinstance(delivery, SendReply | Vacation):  # rulefile refuses rules with any other
             self.outcomes[step] = Outcome("failed", "this delivery is not known here")
             return False
@@ -151,12 +155,20 @@ class _Steps:
         finally:
             os.close(message)
 
+    def _write(self, step: str, letter: Send) -> Outcome:
+        if len(letter.text.encode("utf-8", "surrogateescape")) > _REPLY_TEXT:
+            return Outcome("refused", f"the text is longer than {_REPLY_TEXT} bytes")
+        asked = {"to": letter.to, "subject": letter.subject[:900], "text": letter.text, "step": step}
+        return self._job.submit.ask("SEND", asked | {"script": letter.script})
+
     def _reply(self, step: str, reply: SendReply | Vacation) -> Outcome:
         if self._decision.verdict is Verdict.REJECT:
             return Outcome("refused", "the message is rejected, which is answer enough")
         if len(reply.text.encode("utf-8", "surrogateescape")) > _REPLY_TEXT:
             return Outcome("refused", f"the text is longer than {_REPLY_TEXT} bytes")
         asked = {"rule": reply.rule[:200], "subject": reply.subject[:900], "text": reply.text, "step": step}
+        if isinstance(reply, SendReply) and reply.script:
+            asked["script"] = reply.script
         if isinstance(reply, Vacation):
             if any(isinstance(one, Vacation) for one in self._decision.deliveries[: int(step)]):
                 return Outcome("refused", SECOND_VACATION)
@@ -168,14 +180,15 @@ class _Steps:
 def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
     """Carry out what the record says and is not done yet. Never raises for what a delivery runs into: it defers.
 
-    Replies come last, and only when everything else is done. Raises StateError where the journal cannot be read.
+    Replies and what scripts send come last, and only when everything else is done. Raises StateError where the journal
+    cannot be read.
     """
     if decision.verdict not in _VERDICT_ENDS or (decision.verdict is not Verdict.DISCARD and not _does(decision)):
         return Answer("defer", f"a decision that cannot be carried out: {decision.verdict.value}")
     steps = _Steps(job, decision, prepared)
     numbered = [(str(number), delivery) for number, delivery in enumerate(decision.deliveries)]
     for replies in (False, True):
-        some = [pair for pair in numbered if isinstance(pair[1], SendReply | Vacation) is replies]
+        some = [pair for pair in numbered if isinstance(pair[1], _LAST) is replies]
         failed = [step for step, delivery in some if not steps.deliver(step, delivery)]
         if failed:
             return Answer("defer", _why(decision.deliveries, failed, steps.outcomes), steps.outcomes)
@@ -185,9 +198,7 @@ def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
 
 def _does(decision: Decision) -> bool:
     """Tell whether the decision puts the message anywhere, or refuses it."""
-    return decision.verdict is Verdict.REJECT or any(
-        not isinstance(one, SendReply | Vacation) for one in decision.deliveries
-    )
+    return decision.verdict is Verdict.REJECT or any(not isinstance(one, _LAST) for one in decision.deliveries)
 
 
 def _why(deliveries: Sequence[Delivery], failed: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:

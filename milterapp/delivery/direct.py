@@ -20,6 +20,7 @@ import socket
 import syslog
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from milterapp.delivery import client, event, linux, received, sealed, seccomp, smtp, wire, zygote
@@ -174,22 +175,37 @@ class _Courier:
 
     def _answer(self, request: wire.Datagram) -> tuple[str, Mapping[str, str]]:
         """Return the response to one request of the agent's."""
-        if request.kind != "KEEP":
+        if request.kind not in ("KEEP", "NOTICE"):
             return "REFUSED", {"text": "milterapp-pipe --direct neither forwards nor replies"}
         keep = self._settings["delivery"]["keep"]
         if not keep.startswith(smtp.LMTP):
             return "FAILED", {"text": "this account has no home to keep mail in"}
         message = request.descriptors[0] if request.descriptors else self._message
         try:
+            if request.kind == "NOTICE":
+                message = sealed.seal(self._letter(request))
             sealed.measure(message, 1 << 31)
             eight_bit = any(not chunk.isascii() for chunk in sealed.chunks(message))
-            transaction = smtp.Transaction(self._job["sender"], self._job["recipient"], eight_bit=eight_bit)
+            sender = "" if request.kind == "NOTICE" else self._job["sender"]
+            transaction = smtp.Transaction(sender, self._job["recipient"], eight_bit=eight_bit)
             taken = smtp.send(
                 keep, transaction, sealed.chunks(message), timeout=self._settings["submit"]["timeout"]
             )  # fmt: skip
         except (smtp.SmtpError, smtp.AddressError, sealed.SealError, OSError) as error:
             return "FAILED", {"text": printable(str(error))}
         return "DONE", {"queue_id": taken}
+
+    def _letter(self, request: wire.Datagram) -> Iterator[bytes]:
+        """Return a notice of the agent's for the mailbox."""
+        from milterapp.delivery import replies
+
+        return replies.letter(
+            own=self._job["recipient"],
+            subject=request.text("subject"),
+            text=request.text("text"),
+            now=datetime.now(UTC),
+            message_id=f"script.{time.time_ns()}.{os.getpid()}@localhost",
+        )
 
 
 def _log(settings: Mapping[str, Any], job: Mapping[str, str], answer: wire.Datagram) -> None:

@@ -25,6 +25,7 @@ from milterapp.mail.envelope import Envelope, split_address
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
 from milterapp.state.journal import Journal, Key
+from milterapp.state.rates import Rates
 from milterapp.state.replied import Replied
 
 __all__ = ["DeferredError", "Held", "Postman", "RefusedError", "SubmitPolicy"]
@@ -34,6 +35,7 @@ _KEEP_RECORDS = 30 * 86400  # seconds; longer than Postfix tries (maximal_queue_
 _LONGEST_DAYS = 365  # of a vacation
 _MOST_ADDRESSES = 20  # a vacation may name beside the envelope's
 _DAY = 86400
+_HOUR = 3600.0
 _STEP = re.compile(r"[0-9A-Za-z.]{1,32}")
 
 
@@ -79,13 +81,21 @@ class SubmitPolicy:
     delimiter: str = "+"
     limits: Limits = field(default_factory=Limits)
     keep: str = "postfix"
+    script_replies: int = 10
+    script_recipients: int = 20
 
     @classmethod
     def from_site(cls, settings: Mapping[str, Any]) -> SubmitPolicy:
         """Return submit's part of `dataclasses.asdict(Settings())`, or of that as JSON."""
         own = {name: value for name, value in settings["submit"].items() if name != "socket"}
         delivery, limits = settings["delivery"], Limits(**settings["limits"])
-        return cls(**own, delimiter=delivery["recipient_delimiter"], limits=limits, keep=delivery["keep"])
+        return cls(
+            **own,
+            delimiter=delivery["recipient_delimiter"],
+            limits=limits,
+            keep=delivery["keep"],
+            script_recipients=delivery["script_recipients"],
+        )
 
 
 class Postman:
@@ -96,6 +106,7 @@ class Postman:
         os.makedirs(policy.state, mode=0o700, exist_ok=True)
         self._journal = Journal(os.path.join(policy.state, "journal.sqlite"))
         self._replied = Replied(os.path.join(policy.state, "replied.sqlite"))
+        self._rates = Rates(os.path.join(policy.state, "rates.sqlite"))
         self._under_way: set[str] = set()
         self._owed: dict[tuple[Key, str], tuple[str, int]] = {}  # key and mark to queue id and time
         self._lock = threading.Lock()
@@ -103,12 +114,14 @@ class Postman:
     def sweep(self, now: int) -> None:
         """Forget what is too old to matter. now: seconds since 1970. Raises StateError."""
         self._journal.expire(now - _KEEP_RECORDS)
+        self._rates.expire(now - _KEEP_RECORDS)
         self._replied.expire(now - max(_LONGEST_DAYS * _DAY, int(self._policy.reply_interval)))
 
     def close(self) -> None:
         """Close the state."""
         self._journal.close()
         self._replied.close()
+        self._rates.close()
 
     def carry(self, held: Held, request: wire.Datagram, now: float) -> str:
         """Carry one request out and return Postfix's queue id. now: seconds since 1970.
@@ -127,7 +140,7 @@ class Postman:
             done = self._journal.steps(held.key)
             if mark in done:
                 return done[mark]
-            most = self._policy.forwards if request.kind == "FORWARD" else _MOST_REPLIES
+            most = self._most(request)
             if request.kind != "KEEP" and sum(one.startswith(request.kind + " ") for one in done) >= most:
                 raise RefusedError(f"no more than {most} of these for one message")
             try:
@@ -142,6 +155,12 @@ class Postman:
                 self._owed[held.key, mark] = queue_id, int(now)
             self._write_owed()
             return queue_id
+
+    def _most(self, request: wire.Datagram) -> int:
+        """Return how many requests of this kind one message may cause."""
+        if request.kind == "SEND" or (request.kind == "FORWARD" and request.text("script")):
+            return self._policy.script_recipients
+        return self._policy.forwards if request.kind == "FORWARD" else _MOST_REPLIES
 
     def _write_owed(self) -> None:
         """Mark what Postfix took and is not marked yet. Raises StateError: then nothing more may be sent."""
@@ -204,6 +223,9 @@ class Postman:
         what, interval, own = self._terms(request)
         if reason := replies.refusal(mail, held.envelope, own, delimiter=self._policy.delimiter):
             raise RefusedError(reason)
+        if request.text("script"):
+            self._within_rate("reply", held, request, sender, now)
+            return self._answer(mail, held, request, now)
         claimed = (held.user or held.recipient, sender, what, held.key.word)
         if not self._replied.claim(*claimed, int(now), interval):
             raise RefusedError("this rule answered the same correspondent within the interval")
@@ -248,13 +270,61 @@ class Postman:
         transaction = smtp.Transaction("", sender, eight_bit=not (own + sender).isascii())
         return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
 
+    def _write(self, held: Held, request: wire.Datagram, now: float) -> str:
+        """Send a script's own letter, from the recipient's address, to which its bounce would come.
+
+        A message that nobody wrote, a bounce or an automatic answer, causes no more to one address than answers do: two
+        scripts could write to each other for ever.
+        """
+        target, mail = request.text("to"), self._header(held)
+        if not all(split_address(target)):
+            raise RefusedError("the address to send to is not local@domain")
+        if replies.written_by_nobody(mail, held.envelope):
+            self._within_rate("send", held, request, target, now)
+        own = replies.answering(mail, held.envelope, delimiter=self._policy.delimiter)
+        parts = self._letter(held, request, now, own, target)
+        transaction = smtp.Transaction(own, target, eight_bit=not (own + target).isascii())
+        return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
+
+    def _within_rate(self, kind: str, held: Held, request: wire.Datagram, correspondent: str, now: float) -> None:
+        """Count what a script sends to one correspondent, each step once. Raises RefusedError over the site's rate."""
+        who = (held.user or held.recipient, request.text("script")[:200], correspondent.lower())
+        step = f"{held.key.word} {request.text('step')}"
+        if self._rates.rate(kind, who, step, now=now, within=_HOUR) > self._policy.script_replies:
+            most = self._policy.script_replies
+            raise RefusedError(f"the script answered the same correspondent {most} times within an hour")
+
+    def _notice(self, held: Held, request: wire.Datagram, now: float) -> str:
+        """Put a letter into the recipient's own mailbox, past the rules."""
+        own = held.recipient
+        parts = self._letter(held, request, now, own, own)
+        transaction = smtp.Transaction("", own, eight_bit=not own.isascii())
+        return smtp.send(self._keeper(held), transaction, parts, timeout=self._policy.timeout)
+
+    @staticmethod
+    def _letter(held: Held, request: wire.Datagram, now: float, own: str, to: str) -> Iterator[bytes]:
+        return replies.letter(
+            own=own,
+            to=to,
+            subject=request.text("subject"),
+            text=request.text("text"),
+            now=datetime.fromtimestamp(now, UTC),
+            message_id=f"{held.key.word}.{request.text('step')}@{split_address(own)[1] or 'localhost'}",
+        )
+
     def _header(self, held: Held) -> Mail:
         """Return the message as it came, as far as a header may reach."""
         limits = self._policy.limits
         return Mail(sealed.read(held.message, limits.header_bytes + 1), limits)
 
 
-_KINDS = {"KEEP": Postman._keep, "FORWARD": Postman._forward, "REPLY": Postman._reply}  # noqa: SLF001 - its own methods
+_KINDS = {
+    "KEEP": Postman._keep,  # noqa: SLF001 - its own methods
+    "FORWARD": Postman._forward,  # noqa: SLF001
+    "REPLY": Postman._reply,  # noqa: SLF001
+    "SEND": Postman._write,  # noqa: SLF001
+    "NOTICE": Postman._notice,  # noqa: SLF001
+}
 
 
 def _message(held: Held, request: wire.Datagram) -> int:

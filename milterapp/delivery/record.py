@@ -32,6 +32,7 @@ _VALUES: dict[str, type] = {
         problem.Place,
         problem.Problem,
         decision.Filter,
+        decision.ScriptRun,
         *get_args(decision.Delivery),
         *get_args(decision.EnvelopeEdit),
         *get_args(edits.Edit),

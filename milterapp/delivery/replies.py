@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import quopri
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 
@@ -17,7 +17,7 @@ from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.mail.values import HeaderText
 
-__all__ = ["answering", "automatic", "build", "own_addresses", "refusal"]
+__all__ = ["answering", "automatic", "build", "letter", "own_addresses", "refusal", "written_by_nobody"]
 
 # Senders that are no person: RFC 3834 section 2, RFC 5230 section 4.6, and how list managers write a bounce address.
 _MACHINES = frozenset({
@@ -34,6 +34,11 @@ _COMMENT = re.compile(r"\([^()]*\)")
 _MESSAGE_ID = re.compile(r"<[!#-'*+\-./0-9=?A-Z^_`a-z{|}~\[\]\":;,@\\]{1,250}>")
 _MOST_REFERENCES = 12
 _LONGEST_SUBJECT = 200  # characters
+_TEXT = (
+    ("MIME-Version", "1.0"),
+    ("Content-Type", "text/plain; charset=utf-8"),
+    ("Content-Transfer-Encoding", "quoted-printable"),
+)
 
 
 def own_addresses(*addresses: str, delimiter: str) -> frozenset[str]:
@@ -55,6 +60,12 @@ def refusal(mail: Mail, envelope: Envelope, own: Collection[str], *, delimiter: 
     except LimitHit as limit:
         return f"the header cannot be read whole: {limit}"
     return ""
+
+
+def written_by_nobody(mail: Mail, envelope: Envelope) -> bool:
+    """Return whether the message is a bounce or was made by a program, as far as its header and sender say so."""
+    guards = (_null_sender, _automatic, _bounce)
+    return any(guard(mail, envelope.sender, frozenset(), "") for guard in guards)
 
 
 def _null_sender(_mail: Mail, sender: str, _own: frozenset[str], _delimiter: str) -> str:
@@ -177,10 +188,30 @@ def build(
         ("References", "\r\n ".join(references)),
         ("Auto-Submitted", "auto-replied"),
         ("X-Auto-Response-Suppress", "All"),
-        ("MIME-Version", "1.0"),
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Content-Transfer-Encoding", "quoted-printable"),
+        *_TEXT,
     ]
+    yield from _message(fields, text)
+
+
+def letter(*, own: str, to: str = "", subject: str, text: str, now: datetime, message_id: str) -> Iterator[bytes]:
+    """Yield a message that answers none, lines ending in CRLF: from a recipient's own address, "" for the same as to.
+
+    now: aware. message_id: without the angle brackets. Source: RFC 3834 section 5 for Auto-Submitted.
+    """
+    fields = [
+        ("From", _one_line(own)),
+        ("To", _one_line(to or own)),
+        ("Subject", HeaderText.encode(" ".join(subject.split())[:_LONGEST_SUBJECT]).replace("?= =?", "?=\r\n =?")),
+        ("Date", format_datetime(now)),
+        ("Message-ID", f"<{_one_line(message_id)}>"),
+        ("Auto-Submitted", "auto-generated"),
+        ("X-Auto-Response-Suppress", "All"),
+        *_TEXT,
+    ]
+    yield from _message(fields, text)
+
+
+def _message(fields: Sequence[tuple[str, str]], text: str) -> Iterator[bytes]:
     for name, value in fields:
         if value:
             yield f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")

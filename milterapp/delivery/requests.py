@@ -16,9 +16,13 @@ ANSWER: Mapping[str, Collection[str]] = {"ANSWER": ("status", "text", "event")}
 ENVELOPE: Mapping[str, Collection[str]] = {"ENVELOPE": ("sender", "recipient", "original", "queue_id", "user")}
 REQUESTS: Mapping[str, Collection[str]] = {
     "KEEP": (),
-    "FORWARD": ("to", "step"),
+    # script: the script that forwards, replies or sends; of a rule's there is none
+    "FORWARD": ("to", "step", "script"),
     # days: only of a vacation (RFC 5230), and with it handle, from, and addresses, one a line
-    "REPLY": ("rule", "subject", "text", "step", "days", "handle", "from", "addresses"),
+    "REPLY": ("rule", "subject", "text", "step", "days", "handle", "from", "addresses", "script"),
+    "SEND": ("to", "subject", "text", "step", "script"),
+    # to the recipient's own mailbox, past the rules
+    "NOTICE": ("subject", "text", "step"),
 }
 RESPONSES: Mapping[str, Collection[str]] = {"DONE": ("queue_id",), "REFUSED": ("text",), "FAILED": ("text",)}
 

@@ -1,4 +1,4 @@
-"""Opening what a user wrote: the home, the rule file and the lists beside it, as that user, checked on the descriptor.
+"""Opening what a user wrote: the home, the rule file, lists and scripts beside it, as that user, checked when open.
 
 Must never: follow a link below the home, block on what is no file, or read a rule file that anybody but its user (or
 root) could have written. Source: OpenSMTPD's secure_file(), sendmail's .forward checks.
@@ -9,22 +9,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Place, Problem
 
-__all__ = ["Loaded", "RuleFile", "Unavailable", "UnsafeError", "open_home"]
+__all__ = ["Loaded", "RuleFile", "ScriptPlace", "Unavailable", "UnsafeError", "open_home"]
 
 # Of milterapp.rules.reading.CAN, what the agent carries out.
 _CAN = frozenset((
     "prepend_header", "banner", "footer", "drop_attachments", "replace_body", "vacation", "flag", "log", "rate",
-    "duplicate",
+    "duplicate", "script",
 ))  # fmt: skip
-_LIMIT = 1024 * 1024  # bytes of a rule file, and of each list
+_LIMIT = 1024 * 1024  # bytes of a rule file, and of each list and script
+_MOST_BESIDE = 100  # files beside a script that it may read
 _NO_HOME = frozenset({"", "/nonexistent", "/dev/null"})  # what passwd(5) writes for accounts without a home
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TEMPORARY = frozenset({
@@ -51,15 +52,31 @@ class UnsafeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a user's rule file gave. policy None: no rule file (no problems), or one that cannot be used (problems)."""
+    """What a user's rule file gave. policy None: no rule file (no problems), or one that cannot be used (problems).
+
+    scripts: the source of each script that the rules name, by that name.
+    """
 
     policy: Policy | None
     problems: tuple[Problem, ...] = ()
+    scripts: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def broken(self) -> bool:
         """Tell whether there are rules that cannot be used."""
         return self.policy is None and bool(self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptPlace:
+    """Where a script lies. folder: a descriptor, None for nowhere. shared: the script may read all that is in it.
+
+    readable: descriptors of what it may read where it may not read all, as the rules and what is remembered lie there.
+    """
+
+    folder: int | None = None
+    shared: bool = True
+    readable: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -106,16 +123,17 @@ class RuleFile:
                     source = self._read(folder, self._name)
                     if fault:
                         raise UnsafeError(fault)
-                    loaded = Loaded(
-                        *load(
-                            source,
-                            self._shown,
-                            site=False,
-                            read_list=self._lists(folder),
-                            authserv_ids=self._authserv_ids,
-                            can=_CAN,
-                        )
+                    scripts: dict[str, bytes] = {}
+                    policy, problems = load(
+                        source,
+                        self._shown,
+                        site=False,
+                        read_list=self._lists(folder),
+                        read_script=self._scripts(folder, scripts),
+                        authserv_ids=self._authserv_ids,
+                        can=_CAN,
                     )
+                    loaded = Loaded(policy, problems, scripts)
         except FileNotFoundError:
             return Loaded(None)
         except UnsafeError as error:
@@ -127,6 +145,41 @@ class RuleFile:
         if loaded.policy is not None:
             self._loaded = loaded
         return loaded
+
+    @contextmanager
+    def script_place(self, home: int, script: str) -> Iterator[ScriptPlace]:
+        """Give the place of a script that the rules name. Raises UnsafeError or OSError.
+
+        A folder below the rules' own is the script's; beside the rules it may read plain files that are not hidden.
+        """
+        with ExitStack() as stack:
+            folder, fault = stack.enter_context(self._folder(home))
+            own = stack.enter_context(self._below(folder, script))
+            if fault:
+                raise UnsafeError(fault)
+            if "/" in script:
+                yield ScriptPlace(own)
+                return
+            found: list[int] = []
+            for name in _plain_files(own):
+                found.append(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=own))
+                stack.callback(os.close, found[-1])
+            yield ScriptPlace(own, shared=False, readable=tuple(found))
+
+    @contextmanager
+    def _below(self, folder: int, path: str) -> Iterator[int]:
+        """Give the folder that a path from here lies in. Raises UnsafeError or OSError."""
+        here = os.dup(folder)
+        try:
+            for name in path.split("/")[:-1]:
+                there = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
+                os.close(here)
+                here = there
+                if fault := self._folder_fault(here, f"the folder {name!r}"):
+                    raise UnsafeError(fault)
+            yield here
+        finally:
+            os.close(here)
 
     def _unusable(self, text: str) -> Loaded:
         return Loaded(None, (Problem(Place(self._shown), text),))
@@ -154,8 +207,8 @@ class RuleFile:
             return f"{name} can be written by others, expected: chmod go-w"
         return ""
 
-    def _read(self, folder: int, name: str) -> bytes:
-        """Return what a file holds, remembering its stamp. Raises UnsafeError or OSError."""
+    def _read(self, folder: int, name: str, path: str = "") -> bytes:
+        """Return what a file holds, remembering its stamp under its path. Raises UnsafeError or OSError."""
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         try:
             found = os.fstat(descriptor)
@@ -168,7 +221,7 @@ class RuleFile:
                 size += len(chunk)
             if size > _LIMIT:
                 raise UnsafeError(_TOO_LONG)
-            self._stamps[name] = _stamp(found)
+            self._stamps[path or name] = _stamp(found)
             return b"".join(parts)
         finally:
             os.close(descriptor)
@@ -186,10 +239,30 @@ class RuleFile:
 
         return read_list
 
+    def _scripts(self, folder: int, found: dict[str, bytes]) -> Callable[[str], bytes]:
+        """Return what reads a script by its path from the rules into `found`; it raises OSError with the reason."""
+
+        def read_script(path: str) -> bytes:
+            try:
+                with self._below(folder, path) as own:
+                    found[path] = self._read(own, path.rpartition("/")[2], path)
+            except UnsafeError as error:
+                raise OSError(errno.EPERM, str(error)) from error
+            return found[path]
+
+        return read_script
+
     def _unchanged(self, folder: int) -> bool:
         return bool(self._stamps) and all(
             _stamp(os.stat(name, dir_fd=folder, follow_symlinks=False)) == stamp for name, stamp in self._stamps.items()
         )
+
+
+def _plain_files(folder: int) -> list[str]:
+    """Return the plain files of a folder that a script beside the rules may read: none hidden, no database."""
+    with os.scandir(folder) as entries:
+        found = (one.name for one in entries if one.is_file(follow_symlinks=False))
+        return sorted(one for one in found if not one.startswith(".") and ".sqlite" not in one)[:_MOST_BESIDE]
 
 
 _TOO_LONG = f"the file is larger than {_LIMIT} bytes"

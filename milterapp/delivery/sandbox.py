@@ -88,20 +88,23 @@ def run(
     bounds: Bounds = Bounds(),
     answer: Ask | None = None,
     floor: str = "good",
-    readable: Iterable[str] = (),
+    readable: Iterable[str | int] = (),
+    *,
+    shared: bool = True,
 ) -> bytes:
     """Do the work in a script process and return its answer. Raises SandboxError; OSError where fork(2) fails.
 
     folder: the script's own, a path or a descriptor; it is the working directory. answer: what the child may ask,
     called here; its errors end the run and are the caller's. floor: the least level, else nothing is started.
-    readable: more that can be read. The caller has one thread.
+    readable: more that can be read, paths or descriptors. shared: False where the folder itself cannot be read. The
+    caller has one thread.
     """
     level = probe()
     if not level.reaches(floor):
         raise SandboxError("level", f"this machine's {level} is below the site's floor ({floor})")
     from_child, to_parent = os.pipe()
     from_parent, to_child = os.pipe()
-    grants = [*_python(), *readable, *([] if folder is None else [folder])]
+    grants = [*_python(), *readable, *([] if folder is None or not shared else [folder])]
     try:
         parent = os.getpid()
         pid = os.fork()

@@ -254,9 +254,10 @@ def start(argv: list[str], load: Callable[[Mapping[str, Any]], Serve]) -> int:
 
 
 def _load(settings: Mapping[str, Any]) -> Serve:
-    from milterapp.delivery import agent
+    from milterapp.delivery import agent, sandbox
     from milterapp.delivery.agent_settings import AgentSettings
 
+    sandbox.prepare()
     own = AgentSettings.from_site(settings)
     return lambda control, home, user: agent.serve(control, own, home, user)
 

@@ -92,10 +92,11 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send the message on to one address."""
+    """Send the message on to one address. script: the script that does, "" for a rule."""
 
     to: str
     copy: bool = False
+    script: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""

@@ -394,6 +394,82 @@ def test_what_cannot_be_marked_is_not_sent_again(world: World, kind: str, fields
     assert len(world.send.taken) + len(world.hand_back.taken) == 2
 
 
+SENT = {"to": "carol@example.org", "subject": "Grüße", "text": "Hallo\nCarol", "step": "0", "script": "list.py"}
+
+
+def test_a_script_sends_as_the_recipient(world: World) -> None:
+    """SEND writes a letter of its own, from the address that was written to, marked as a program's; once."""
+    assert [ask(world.bound(), "SEND", **SENT) for _ in range(2)] == [("DONE", "4Q0")] * 2
+    (taken,) = world.send.taken
+    assert (taken.mail, taken.rcpt) == ("MAIL FROM:<bob@x.org>", "RCPT TO:<carol@example.org>")
+    head, _, body = taken.data.partition(b"\r\n\r\n")
+    for line in (b"From: bob@x.org", b"To: carol@example.org", b"Auto-Submitted: auto-generated"):
+        assert line in head.split(b"\r\n")
+    assert b"\r\nIn-Reply-To" not in head
+    assert body == b"Hallo\r\nCarol\r\n"
+
+
+@pytest.mark.parametrize("to", ["carol", "@example.org", "a@b.example\r\nRCPT TO:<c@d.example>", ""])
+def test_a_script_sends_to_addresses_only(world: World, to: str) -> None:
+    """Whatever else stands there is refused for good, and reaches no SMTP command."""
+    assert ask(world.bound(), "SEND", **{**SENT, "to": to})[0] == "REFUSED"
+    assert world.send.taken == []
+
+
+def test_what_a_script_sends_is_bounded(world: World) -> None:
+    """One message makes a script send, and forward, as often as the site lets it; a rule forwards less."""
+    connection = world.bound()
+    for step in range(20):
+        assert ask(connection, "SEND", **{**SENT, "step": str(step)})[0] == "DONE"
+        assert ask(connection, "FORWARD", to=f"c{step}@d.example", step=str(step), script="list.py")[0] == "DONE"
+    for kind in ("SEND", "FORWARD"):
+        said = ask(connection, kind, to="a@b.example", step="20", script="list.py")
+        assert said == ("REFUSED", "no more than 20 of these for one message")
+
+
+MARK = b"Auto-Submitted: auto-replied\n"
+
+
+@pytest.mark.parametrize(("sender", "mark"), [("", b""), ("ann@example.org", MARK)], ids=["bounce", "automatic"])
+def test_scripts_do_not_write_to_each_other_for_ever(world: World, sender: str, mark: bytes) -> None:
+    """Messages that nobody wrote make a script send to one address within a rate only; a person's are not counted."""
+    ends = [
+        ask(world.bound(mark + MESSAGE, sender=sender, queue_id=f"4L{number}", user=""), "SEND", **SENT)[0]
+        for number in range(12)
+    ]
+    assert ends == ["DONE"] * 10 + ["REFUSED"] * 2
+    assert ask(world.bound(queue_id="4M", user=""), "SEND", **SENT)[0] == "DONE"
+
+
+def test_a_script_answers_within_a_rate(world: World) -> None:
+    """A script answers the same correspondent again, unlike a rule, but not without end; a retry counts once."""
+    reply = {"rule": "", "subject": "", "text": "x", "step": "0", "script": "list.py"}
+    ends = [ask(world.bound(queue_id=f"4N{number}", user=""), "REPLY", **reply) for number in [0, 0, *range(12)]]
+    assert [kind for kind, _ in ends] == ["DONE"] * 12 + ["REFUSED"] * 2
+    assert len(world.send.taken) == 10
+    assert ends[-1][1] == "the script answered the same correspondent 10 times within an hour"
+
+
+def test_the_guards_hold_for_scripts_too(world: World) -> None:
+    """A list, a bounce, another automatic answer: no script can answer them."""
+    reply = {"rule": "", "subject": "", "text": "x", "step": "0", "script": "list.py"}
+    listed = b"List-Id: <l.example.org>\n" + MESSAGE
+    for message, sender in ((listed, "ann@example.org"), (MARK + MESSAGE, "ann@example.org"), (MESSAGE, "")):
+        assert ask(world.bound(message, sender=sender), "REPLY", **reply)[0] == "REFUSED"
+    assert world.send.taken == []
+
+
+def test_a_notice_goes_to_the_mailbox(world: World) -> None:
+    """NOTICE writes to the recipient alone, past the rules, from the null sender."""
+    assert ask(world.bound(), "NOTICE", subject="It failed", text="Traceback", step="script") == ("DONE", "4Q0")
+    (taken,) = world.hand_back.taken
+    assert (taken.mail, taken.rcpt) == ("MAIL FROM:<>", "RCPT TO:<bob@x.org>")
+    assert b"\r\nSubject: It failed\r\n" in taken.data
+    assert taken.data.endswith(b"\r\n\r\nTraceback\r\n")
+    assert ask(world.bound(), "KEEP") == ("DONE", "4Q1")  # the message itself is another thing
+    assert world.send.taken == []
+
+
 def test_another_alias_is_another_copy(world: World) -> None:
     """The same message to the same user by another alias is kept a second time, as Postfix would."""
     assert ask(world.bound(), "KEEP") == ("DONE", "4Q0")
@@ -528,7 +604,7 @@ def test_nothing_before_the_envelope(world: World, first: str, tmp_path: Path) -
         pytest.param("KEEP", {"to": "c@example.org"}, id="keep for another"),
         pytest.param("FORWARD", {"to": "c@example.org", "step": "0", "sender": "x@y.org"}, id="forged sender"),
         pytest.param("ENVELOPE", ENVELOPE, id="a second envelope"),
-        pytest.param("SEND", {}, id="unknown"),
+        pytest.param("RELAY", {}, id="unknown"),
     ],
 )
 def test_nothing_beyond_the_requests(world: World, kind: str, fields: dict[str, str]) -> None:

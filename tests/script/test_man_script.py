@@ -10,6 +10,7 @@ import pytest
 
 from milterapp import script
 from milterapp.delivery.sandbox import Bounds
+from milterapp.rules.load import load
 from milterapp.script.actions import File, Reply, Store
 from milterapp.script.bounce import Bounce
 from milterapp.script.load import MODULES
@@ -60,7 +61,7 @@ def test_limits() -> None:
 
 def test_the_plain_example() -> None:
     """The first example files an order, and nothing else."""
-    source = EXAMPLES[0]
+    source = EXAMPLES[1]
     assert planned(source, raw=b"Subject: Order 17\n\n").actions == (File(("Orders", "17")),)
     assert planned(source, raw=b"Subject: Order ../x\n\n").actions == ()
     assert planned(source, raw=b"List-Id: <../a.example>\n\n").actions == (File(("Lists", "_._a.example")),)
@@ -68,10 +69,16 @@ def test_the_plain_example() -> None:
 
 def test_the_application_example() -> None:
     """The second example keeps a state for each list."""
-    source, member = EXAMPLES[1], Remembered({("dev",): "MEMBER"})
+    source, member = EXAMPLES[2], Remembered({("dev",): "MEMBER"})
     subscribed = planned(source, to="dev-subscribe@h")
     assert subscribed == Plan((Store("dev/count", False, "1"), Reply("Welcome to dev.")), "MEMBER", ("dev",))
     assert planned(source, member, to="dev@h").actions == (Reply("Grüße has arrived."),)
     assert planned(source, member, to="dev-unsubscribe@h").state == "START"
     bounced = planned(source, to="dev-bounce@h", sender="", raw=report(HARD, "Action: failed", "Status: 5.1.1"))
     assert bounced.actions == (Store("bob@example.net", True, '"5.1.1"'),)
+
+
+def test_the_rule_that_calls_it() -> None:
+    """The first example of all is a rule that can be used."""
+    policy, problems = load(EXAMPLES[0].encode(), "example", site=False, read_script=lambda _: b"")
+    assert policy is not None, problems

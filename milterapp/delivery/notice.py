@@ -1,0 +1,100 @@
+"""The letter that a script's author finds in the mailbox where it failed: its traceback, and how to see it again.
+
+Must never: go anywhere but into the mailbox of the recipient whose script it is, or past it into the rules again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from milterapp.delivery.carry_out import Outcome, Submit
+from milterapp.delivery.replies import letter
+from milterapp.delivery.stores import Maildir, Name, stamped
+from milterapp.mail.envelope import Envelope
+from milterapp.state.journal import Key
+
+__all__ = ["FAILED", "Letter", "tell"]
+
+FAILED = "failed"  # the folder of messages with which a script failed, below the state folder
+_MOST = 20  # of them
+_LONGEST = 16 << 20  # bytes of a message that is put there
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_STEP = "script"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What failed. script: as the rule names it; text: the traceback; now: seconds since 1970."""
+
+    script: str
+    text: str
+    envelope: Envelope
+    key: Key
+    raw: bytes
+    now: int
+
+
+def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: Submit) -> Outcome:
+    """Put the letter into the mailbox: the Maildir where that is given, else by way of submit. Raises OSError.
+
+    home: a descriptor; state: the folder below it in which the message is put for another try.
+    """
+    saved = _save(about, home, state)
+    subject, text = f"Your script {about.script} failed", "".join(_words(about, state, saved))
+    if maildir is None:
+        return submit.ask("NOTICE", {"subject": subject, "text": text, "step": _STEP})
+    own = about.key.recipient
+    parts = letter(own=own, subject=subject, text=text, now=datetime.fromtimestamp(about.now, UTC),
+                   message_id=f"{about.key.word}.{_STEP}@localhost")  # fmt: skip
+    raw = b"".join(parts).replace(b"\r\n", b"\n")
+    name = Name(about.now, f"M{about.key.word}S{_STEP}")
+    maildir.deliver((), name, stamped(raw, "", own, about.key.original), fresh=False)
+    return Outcome("done", str(name))
+
+
+def _words(about: Letter, state: str, saved: str) -> Iterator[str]:
+    yield f"The script {about.script} failed with the message {about.key.queue_id}. Nothing of what it asked for was\n"
+    yield "done. The message waits, and is tried again. You are told of this failure once.\n\n"
+    yield about.text.rstrip("\n") + "\n"
+    if saved:
+        sender, recipient = shlex.quote(about.envelope.sender), shlex.quote(about.key.recipient)
+        command = f"milterapp test --sender={sender} --recipient={recipient} < ~/{state}/{saved}"
+        yield f"\nTo see it again:\n\n    {command}\n"
+
+
+def _save(about: Letter, home: int, state: str) -> str:
+    """Return the name of a file below the state folder with the message; "" where it is too long. Raises OSError."""
+    if len(about.raw) > _LONGEST:
+        return ""
+    above = os.open(state, _FOLDER, dir_fd=home)
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(FAILED, 0o700, dir_fd=above)
+        folder = os.open(FAILED, _FOLDER, dir_fd=above)
+    finally:
+        os.close(above)
+    name = f"{about.key.word}.eml"
+    try:
+        there = [(os.stat(one, dir_fd=folder, follow_symlinks=False).st_mtime, one) for one in os.listdir(folder)
+                 if one.endswith(".eml")]  # fmt: skip
+        for _, one in sorted(there)[: max(0, len(there) - _MOST + 1)]:
+            os.unlink(one, dir_fd=folder)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
+        descriptor = os.open(name, _CREATE, 0o600, dir_fd=folder)
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(stamped(about.raw, about.envelope.sender, about.key.recipient, about.key.original))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ""  # the letter matters more
+        raise
+    finally:
+        os.close(folder)
+    return f"{FAILED}/{name}"

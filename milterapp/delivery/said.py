@@ -1,0 +1,95 @@
+"""A script's plan as rules know it: verdict, edits, deliveries; and its changes as its memory takes them.
+
+Must never: believe a plan; what comes here was decoded within limits and checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from milterapp.rules import decision
+from milterapp.rules.decision import Delivery, Reply, Scripted, ScriptRun, Verdict
+from milterapp.script.actions import (
+    Action,
+    Defer,
+    Discard,
+    File,
+    Forward,
+    Header,
+    Keep,
+    Output,
+    Reject,
+    Send,
+    Store,
+)
+from milterapp.script.actions import Reply as Answer
+from milterapp.script.plan import Plan, PlanError, PlanLimits, decode, encode
+from milterapp.script.routes import START
+from milterapp.state.conversations import Change
+
+__all__ = ["change_of", "said"]
+
+_CODES = {"4": 450, "5": 550}
+_SHOWN = 200  # characters of a stored value, where it is shown
+_REMEMBERED = (Store, Output)
+
+
+def said(plan: Plan, script: str, sender: str) -> Scripted:
+    """Return what a script said. script: as the rule names it; sender: whose state it is. Raises PlanError."""
+    verdict, reply = Verdict.NONE, None
+    deliveries: list[Delivery] = []
+    edits = []
+    for one in plan.actions:
+        if isinstance(one, Reject | Defer):
+            verdict = Verdict.REJECT if isinstance(one, Reject) else Verdict.DEFER
+            reply = Reply(_CODES[one.status[0]], one.status, one.text)
+        elif isinstance(one, Discard):
+            verdict = Verdict.DISCARD
+        elif isinstance(one, Header):
+            edits.append(one.edit)
+        else:
+            deliveries += _deliveries(one, script)
+    return Scripted(plan.routed, verdict, reply, tuple(edits), tuple(deliveries), _run(plan, script, sender))
+
+
+def _deliveries(one: Action, script: str) -> list[Delivery]:
+    if isinstance(one, Keep):
+        return [decision.Keep()]
+    if isinstance(one, File):
+        return [decision.File(one.folder, one.copy)]
+    if isinstance(one, Forward):
+        return [decision.Forward(one.to, one.copy, script)]
+    if isinstance(one, Answer):
+        return [decision.SendReply(one.text, one.subject, script=script)]
+    if isinstance(one, Send):
+        return [decision.Send(to, one.subject, one.text, script) for to in one.to]
+    return []
+
+
+def _run(plan: Plan, script: str, sender: str) -> ScriptRun | None:
+    """Return what a plan changes beside mail, None for nothing. Raises PlanError."""
+    kept = tuple(one for one in plan.actions if isinstance(one, _REMEMBERED))
+    outputs = [one.path for one in kept if isinstance(one, Output)]
+    for path in outputs:
+        if any(other.startswith(path + "/") for other in outputs):
+            raise PlanError(f"output: {path!r} as a file and as a folder")
+    if not kept and not plan.state:
+        return None
+    stores = tuple((one.key, (one.value or "")[:_SHOWN]) for one in kept if isinstance(one, Store))
+    memory = dataclasses.replace(plan, actions=kept)
+    return ScriptRun(script, sender, plan.state, stores, tuple(outputs), encode(memory).decode("ascii"))
+
+
+def change_of(run: ScriptRun, limits: PlanLimits) -> Change:
+    """Return a run's changes as its memory takes them. Raises PlanError where it holds none."""
+    plan = decode(run.plan.encode("ascii", "replace"), limits)
+    if not isinstance(plan, Plan):
+        raise PlanError("a record without a plan")
+    return Change(
+        script=run.script,
+        sender=run.sender,
+        per=plan.per,
+        state=None if plan.state == START else plan.state,
+        stores=tuple((one.key, one.marked, one.value) for one in plan.actions if isinstance(one, Store)),
+        outputs=tuple((one.path, one.text) for one in plan.actions if isinstance(one, Output)),
+    )

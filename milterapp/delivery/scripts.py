@@ -1,0 +1,272 @@
+"""A user's scripts: run in the sandbox for one message, their plans checked, their changes made once.
+
+Must never: run two messages of a user's scripts at a time, make a change that was not decided, or let a script that
+failed leave anything behind but the notice to its author.
+
+From the first script of a message until the message is answered a lock on the user's memory is held, so that what a
+script read there is still so when its changes are made. They are made in one transaction together with the record of
+the decision, before anything else is done; the files that it asked for wait in the same transaction.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from milterapp.delivery import outputs, sandbox
+from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.rulefile import Loaded, RuleFile, ScriptPlace, UnsafeError
+from milterapp.delivery.said import change_of, said
+from milterapp.mail.envelope import Envelope
+from milterapp.mail.limits import Limits
+from milterapp.rules.decision import Decision, Forward, Scripted, Send, SendReply
+from milterapp.rules.truth import Failed
+from milterapp.script import memory
+from milterapp.script.memory import Memory, Remembered
+from milterapp.script.plan import Failure, PlanError, PlanLimits, decode
+from milterapp.script.run import Job, work
+from milterapp.state.conversations import Conversations
+from milterapp.state.database import StateError
+
+__all__ = ["MEMORY", "RefusedError", "Scripts", "Told", "mails_of", "plan_limits", "run_script"]
+
+MEMORY = "scripts.sqlite"  # below the state folder, as the lock is
+_LOCK = "scripts.lock"
+_MOST_KEYS = 100_000
+_DAY = 86400
+_OURS = frozenset({"set-up"})  # reasons of a SandboxError that are no fault of a script's
+
+
+class RefusedError(Exception):
+    """No script is run here, as this machine's sandbox is below the site's floor. str() says it for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the author of a script that failed is to read. handle: of this failure of this very script."""
+
+    script: str
+    handle: str
+    text: str
+
+
+class _Kept:
+    """The memory of one script and sender, as a running script asks for it."""
+
+    def __init__(self, kept: Conversations, script: str, sender: str) -> None:
+        self._kept, self._script, self._sender = kept, script, sender
+
+    def state(self, per: tuple[str, ...]) -> str:
+        """Return the sender's state."""
+        return self._kept.state(self._script, self._sender, per)
+
+    def value(self, key: str) -> str | None:
+        """Return a stored value."""
+        return self._kept.value(self._script, key)
+
+    def keys(self, prefix: str) -> Sequence[tuple[str, bool]]:
+        """Return the keys that begin so."""
+        return self._kept.keys(self._script, prefix, _MOST_KEYS)
+
+
+def plan_limits(settings: AgentSettings) -> PlanLimits:
+    """Return what one run may ask for at this site."""
+    return PlanLimits(recipients=settings.script_recipients)
+
+
+def memory_of(kept: Conversations | None, script: str, sender: str) -> Memory:
+    """Return the memory of a script for a sender; an empty one where there is none yet."""
+    return Remembered() if kept is None else _Kept(kept, script, sender)
+
+
+def run_script(
+    job: Job, script: str, place: ScriptPlace, remembered: Memory, settings: AgentSettings
+) -> Scripted | Told:
+    """Return what a script says of a message, or what its author is to read.
+
+    Raises RefusedError below the site's floor; SandboxError for faults of ours, StateError, OSError.
+    """
+    bounds = sandbox.Bounds(wall=min(sandbox.Bounds().wall, settings.deadline / 3))
+    try:
+        answer = sandbox.run(
+            work(job), place.folder, bounds, partial(memory.answer, remembered), settings.sandbox, place.readable,
+            shared=place.shared,
+        )  # fmt: skip
+        found = decode(answer, job.plan_limits)
+        if isinstance(found, Failure):
+            return _told(job, script, found)
+        return said(found, script, job.envelope.sender)
+    except sandbox.SandboxError as error:
+        if error.reason == "level":
+            raise RefusedError(str(error)) from error
+        if error.reason in _OURS:
+            raise
+        return _told(job, script, Failure(error.reason, str(error)))
+    except PlanError as error:
+        return _told(job, script, Failure("Plan", str(error)))
+
+
+def _told(job: Job, script: str, failure: Failure) -> Told:
+    whole = hashlib.sha256()
+    for part in (script, failure.kind, failure.text.partition(":")[0], _last_line(failure.trace)):
+        whole.update(part.encode("utf-8", "backslashreplace") + b"\0")
+    whole.update(hashlib.sha256(job.source).digest())
+    return Told(script, whole.hexdigest(), failure.trace or f"{failure.kind}: {failure.text}\n")
+
+
+def _last_line(trace: str) -> str:
+    return next((line for line in reversed(trace.splitlines()) if line.lstrip().startswith("File ")), "")
+
+
+def mails_of(decision: Decision) -> int:
+    """Return how many mails of scripts a decision causes."""
+    return sum(isinstance(one, Send | Forward | SendReply) and bool(one.script) for one in decision.deliveries)
+
+
+class Scripts:
+    """The scripts of one user, for one message after the other. now: seconds since 1970."""
+
+    def __init__(self, settings: AgentSettings, state: str, rules: RuleFile, make_state: Callable[[int], None]) -> None:
+        self._settings = settings
+        self._state = state  # the folder's path
+        self._rules = rules
+        self._make_state = make_state
+        self._limits = Limits(**settings.limits)
+        self._plan_limits = plan_limits(settings)
+        self._kept: Conversations | None = None
+        self._lock = -1
+        self._known: set[str] = set()  # messages whose record the journal has
+        self._good: set[bytes] = set()  # digests of sources that loaded without a problem
+        self.told: list[Told] = []
+
+    def begin(self) -> None:
+        """Begin with a message."""
+        self.told = []
+
+    def end(self) -> None:
+        """Let others run scripts: the message is answered."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def answer(self, script: str, loaded: Loaded, envelope: Envelope, raw: bytes, home: int) -> Scripted | Failed:
+        """Run a script for a message. Raises RefusedError."""
+        source = loaded.scripts.get(script)
+        if source is None:
+            return Failed(f"{script}: it was not read with the rules")
+        digest = hashlib.sha256(source).digest()
+        job = Job(
+            source, os.path.basename(script), raw, envelope, self._limits, self._plan_limits, digest in self._good
+        )  # fmt: skip
+        try:
+            self._hold(home)
+            with self._rules.script_place(home, script) as place:
+                kept = memory_of(self._memory(home), script, _sender(envelope))
+                found = run_script(job, script, place, kept, self._settings)
+        except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
+            return Failed(f"{script}: {error}")
+        if isinstance(found, Told):
+            self.told.append(found)
+            return Failed(f"{script}: {found.text.strip().splitlines()[-1][:200]}")
+        self._good.add(digest)
+        return found
+
+    def too_many(self, decision: Decision, now: int) -> str:
+        """Return why a decision's mails are too many for today, "" where they are not. Raises StateError."""
+        mails = mails_of(decision)
+        if not mails:
+            return ""
+        before = 0 if self._kept is None else self._kept.mails_since(now - _DAY)
+        most = self._settings.script_messages
+        return f"scripts: more than {most} messages a day" if before + mails > most else ""
+
+    def committed(self, home: int | None, message: str) -> str:
+        """Return the record of a message whose changes were made, "" for none. Raises StateError, OSError."""
+        if home is None or not os.path.lexists(os.path.join(self._state, MEMORY)):
+            return ""
+        kept = self._memory(home)
+        return (kept.committed(message) or "") if kept is not None else ""
+
+    def commit(self, home: int, message: str, record: str, decision: Decision, now: int) -> None:
+        """Make the changes of a decision, once, and keep its record. Raises StateError, OSError, PlanError."""
+        mails = mails_of(decision)
+        if not decision.scripts and not mails:
+            return
+        self._hold(home)
+        kept = self._memory(home, make=True)
+        assert kept is not None  # noqa: S101 - it was to be made
+        changes = [change_of(one, self._plan_limits) for one in decision.scripts]
+        kept.commit(message, record, changes, mails=mails, now=now, known=tuple(self._known))
+        self._known = {message}
+
+    def write(self, home: int, decision: Decision) -> list[str]:
+        """Write every file that scripts asked for; return what could not be written and never will be.
+
+        Raises StateError or OSError: then it waits, as does the message.
+        """
+        if not decision.scripts:
+            return []
+        self._hold(home)
+        kept = self._memory(home)
+        return [] if kept is None else outputs.write_all(kept, home, self._settings.script_output)
+
+    def claim(self, home: int, told: Told, message: str, now: int) -> bool:
+        """Return whether the author is to be told now, and remember it. Raises StateError, OSError."""
+        kept = self._memory(home, make=True)
+        return kept is not None and kept.tell(told.handle, message, now, self._settings.keep_records)
+
+    def unclaim(self, told: Told, message: str) -> None:
+        """Forget that the author was told: the notice did not leave. Raises StateError."""
+        if self._kept is not None:
+            self._kept.untell(told.handle, message)
+
+    def expire(self, before: int) -> None:
+        """Forget records older than that. Raises StateError."""
+        if self._kept is not None:
+            self._kept.expire(before)
+
+    # the memory and its lock
+
+    def _memory(self, home: int, *, make: bool = False) -> Conversations | None:
+        """Return the memory, None where there is none yet and none is to be made. Raises StateError, OSError."""
+        path = os.path.join(self._state, MEMORY)
+        if self._kept is not None and not self._kept.database.still_there():
+            self._kept.close()
+            self._kept = None
+        if self._kept is None and (make or os.path.lexists(path)):
+            self._make_state(home)
+            self._kept = Conversations(path)
+        return self._kept
+
+    def _hold(self, home: int) -> None:
+        """Wait until no other process runs this user's scripts. Raises OSError, TimeoutError after a while."""
+        if self._lock >= 0:
+            return
+        self._make_state(home)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        lock = os.open(os.path.join(self._state, _LOCK), flags, 0o600)
+        until = time.monotonic() + self._settings.deadline / 3
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.02)
+                    continue
+                os.close(lock)
+                raise TimeoutError("another message of the recipient's scripts is still being handled") from None
+            except OSError:
+                os.close(lock)
+                raise
+            self._lock = lock
+            return
+
+
+def _sender(envelope: Envelope) -> str:
+    """Return whose state it is, as the memory takes it."""
+    return envelope.sender.encode("utf-8", "backslashreplace").decode()

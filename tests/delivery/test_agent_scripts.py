@@ -1,0 +1,409 @@
+"""Rules that run scripts, carried out by a real agent with a real uid: what they become, and what a failure leaves."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.delivery.agent_process import MESSAGE, UID, AgentProcess, Person, Submit
+
+pytestmark = pytest.mark.root
+
+RULES = "rules:\n  - name: page\n    then:\n      script: apps/page.py\n  - name: rest\n    then:\n      file: Rest\n"
+HEAD = "from milterapp.script import *\n"
+SCRIPT = ".milterapp/apps/page.py"
+COUNTER = """
+@route("{page}@{host}")
+def START(mail, page, host):
+    store["count"] = store.get("count", 0) + 1
+    store[mail.sender] = mail.subject
+    output[f"{page}.html"] = f"<p>{store['count']}</p>"
+    mail.reply(text=f"{page} is open, {store['count']}")
+    mail.file("Pages")
+    return OPEN
+
+@route("{page}@{host}")
+def OPEN(mail, page, host):
+    store["count"] = store["count"] + 1
+    del output[f"{page}.html"]
+    mail.send(to="carol@example.org", subject="Seen " + mail.subject, text=f"{store['count']}")
+    mail.discard()
+    return START
+"""
+
+
+@pytest.fixture
+def person() -> Iterator[Person]:
+    """Give a user with an empty home."""
+    made = Person()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start(person: Person) -> Iterator[Callable[..., AgentProcess]]:
+    """Give what starts agents of that user; they are ended with the test, and must end well."""
+    running: list[AgentProcess] = []
+
+    def started(**settings: Any) -> AgentProcess:
+        running.append(AgentProcess(person, **settings))
+        return running[-1]
+
+    yield started
+    assert [agent.close() for agent in running] == [0] * len(running)
+
+
+Start = Callable[..., AgentProcess]
+
+
+def with_script(person: Person, body: str, rules: str = RULES) -> None:
+    """Give the person rules that run a script."""
+    person.write(rules)
+    person.write(HEAD + body, SCRIPT)
+
+
+def plain(*lines: str) -> str:
+    """Return a plain script with these lines."""
+    return "def main(mail):\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def memory(person: Person) -> dict[str, list[tuple[Any, ...]]]:
+    """Return what is remembered."""
+    with closing(sqlite3.connect(f"file:{person.home}/.milterapp/scripts.sqlite?mode=ro", uri=True)) as found:
+        return {
+            "states": found.execute("SELECT script, sender, per, state FROM states").fetchall(),
+            "stored": found.execute("SELECT key, marked, value FROM stored ORDER BY key").fetchall(),
+            "outputs": found.execute("SELECT * FROM outputs").fetchall(),
+        }
+
+
+def test_an_application_over_two_messages(person: Person, start: Start) -> None:
+    """State, stored values, files, mail and the message itself: all is done, and the next message finds it."""
+    with_script(person, COUNTER)
+    submit = Submit()
+    agent = start()
+    result = agent.deliver(submit, queue_id="4A")
+    assert (result.status, submit.kinds) == ("ok", ["REPLY"])
+    assert submit.asked[0].fields == {
+        "rule": "", "subject": "", "text": "info is open, 1", "step": "0", "script": "apps/page.py",
+    }  # fmt: skip
+    assert len(person.mail("Maildir/.Pages")) == 1
+    page = person.home / ".milterapp/output/apps/page/info.html"
+    assert page.read_text() == "<p>1</p>"
+    assert (page.stat().st_uid, stat.S_IMODE(page.stat().st_mode)) == (UID, 0o644)
+    assert memory(person) == {
+        "states": [("apps/page.py", "ann@example.org", "[]", "OPEN")],
+        "stored": [("ann@example.org", 1, '["u","hello"]'), ("count", 0, "1")],
+        "outputs": [],
+    }
+    assert result.event["scripts"] == ["apps/page.py OPEN"]
+    again = agent.deliver(submit, queue_id="4B")
+    assert (again.status, submit.kinds) == ("ok", ["REPLY", "SEND"])
+    assert submit.asked[1].fields["to"] == "carol@example.org"
+    assert (submit.asked[1].fields["subject"], submit.asked[1].fields["text"]) == ("Seen hello", "2")
+    assert not page.exists()
+    assert memory(person)["states"] == []  # START is where everybody begins
+    assert memory(person)["stored"][1] == ("count", 0, "2")
+    assert person.mail("Maildir/.Rest") == []
+
+
+ACTIONS = {
+    "nothing": (plain("pass"), "ok", [], ["Rest"]),
+    "keep": (plain("mail.keep()"), "ok", ["KEEP"], []),
+    "file": (plain("mail.file('A/B')"), "ok", [], ["A.B"]),
+    "a copy": (plain("mail.file('A', copy=True)"), "ok", [], ["A", "Rest"]),
+    "forward": (plain("mail.forward('carol@example.org')"), "ok", ["FORWARD"], []),
+    "reject": (plain("mail.reject('5.1.1 No such page')"), "reject", [], []),
+    "defer": (plain("mail.defer('4.3.0 Later')"), "defer", [], []),
+    "discard": (plain("mail.discard()"), "ok", [], []),
+    "no route": ("@route('other@{host}')\ndef START(mail, host): mail.discard()\n", "ok", [], ["Rest"]),
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_actions(person: Person, start: Start, name: str) -> None:
+    """What a script asks for becomes of the message as if rules had."""
+    script, status, kinds, folders = ACTIONS[name]
+    with_script(person, script)
+    submit = Submit()
+    result = start().deliver(submit)
+    assert (result.status, submit.kinds) == (status, kinds), result
+    maildir = person.home / "Maildir"
+    found = [path.name[1:] for path in sorted(maildir.iterdir()) if path.name[0] == "."] if maildir.exists() else []
+    assert found == folders
+    if status == "reject":
+        assert result.text == "5.1.1 No such page"
+
+
+def test_edits(person: Person, start: Start) -> None:
+    """Edits of a script stand in what is delivered."""
+    with_script(person, plain("mail.add_header('X-Page', mail.subject)", "mail.file('A')"))
+    assert start().deliver(Submit()).status == "ok"
+    assert b"\nX-Page: hello\n\nhi\n" in person.mail("Maildir/.A")[0]
+
+
+def test_a_retry_runs_nothing_and_repeats_nothing(person: Person, start: Start) -> None:
+    """What was decided stands: the script is not run again, though its delivery was not done the first time."""
+    with_script(person, COUNTER)
+    failing = Submit({"REPLY": ("FAILED", "Postfix is away")})
+    agent = start()
+    first = agent.deliver(failing)
+    assert (first.status, first.text) == ("defer", "reply: Postfix is away")
+    assert memory(person)["stored"][1] == ("count", 0, "1")
+    person.write("def main(mail): mail.discard()\n", SCRIPT)
+    submit = Submit()
+    result = agent.deliver(submit)
+    assert (result.status, result.event["retry"], submit.kinds) == ("ok", True, ["REPLY"])
+    assert memory(person)["stored"][1] == ("count", 0, "1")
+    assert len(person.mail("Maildir/.Pages")) == 1
+
+
+def test_a_crash_before_the_journal_knew(person: Person, start: Start) -> None:
+    """Where changes were made and the journal does not have the decision, a retry takes it from beside the changes."""
+    with_script(person, COUNTER)
+    agent = start()
+    result = agent.deliver(Submit())
+    assert result.status == "ok", result
+    with closing(sqlite3.connect(person.home / ".milterapp/journal.sqlite", isolation_level=None)) as journal:
+        journal.execute("DELETE FROM prepared")
+        journal.execute("DELETE FROM done")
+    result = start().deliver(Submit())
+    assert (result.status, result.event["retry"]) == ("ok", True)
+    assert memory(person)["stored"][1] == ("count", 0, "1")
+    assert len(person.mail("Maildir/.Pages")) == 1
+
+
+FAILS = {
+    "raises": (plain("store['a'] = 1", "raise ValueError('no')"), "ValueError: no"),
+    "taint": (plain("mail.forward(mail.sender)"), "Ways out: value.fullmatch(PATTERN)"),
+    "no Python": ("def main(mail)\n", "no Python: expected ':'"),
+    "a problem": ("def main(): ...\n", "main takes one argument"),
+    "an endless loop": (plain("while True: pass"), "time: the script took more than"),
+    "its process leaves": (plain("__import__('typing').sys.modules['os']._exit(0)"), "crashed: the script process"),
+    "a file and a folder": (plain("output['a'] = ''", "output['a/b'] = ''"), "'a' as a file and as a folder"),
+    "a lost state": (COUNTER.replace("OPEN", "SHUT"), "the sender is in the state OPEN"),
+}
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_a_script_that_fails(person: Person, start: Start, name: str) -> None:
+    """It leaves nothing behind, the message waits, and its author is told once, with what to run to see it again."""
+    body, said = FAILS[name]
+    settings = {"deadline": 3.0} if name == "an endless loop" else {}
+    agent = start(**settings)
+    if name == "a lost state":
+        with_script(person, COUNTER)
+        assert agent.deliver(Submit(), queue_id="40").status == "ok"
+    with_script(person, body)
+    submit = Submit()
+    result = agent.deliver(submit)
+    assert result.status == "defer", result
+    assert "apps/page.py" in result.text
+    assert submit.kinds == ["NOTICE"]
+    assert submit.asked[0].fields["subject"] == "Your script apps/page.py failed"
+    text = submit.asked[0].fields["text"]
+    assert said in text
+    command = text.splitlines()[-1].strip()
+    assert command.startswith("milterapp test --sender=ann@example.org --recipient=bob@x.org < ~/.milterapp/failed/")
+    saved = person.home / command.partition("~/")[2]
+    assert saved.read_bytes().endswith(MESSAGE.partition(b"\n")[2])
+    for queue_id in ("4A", "4B"):  # tried again, and another message with the same failure
+        assert agent.deliver(submit, queue_id=queue_id).status == "defer"
+    assert submit.kinds == ["NOTICE"]
+    assert all(one[0] != "a" for one in memory(person)["stored"])
+    assert not (person.home / "Maildir/.Rest").exists()
+
+
+def test_another_failure_is_told_too(person: Person, start: Start) -> None:
+    """A changed script that fails is news; and so is the first failure where the notice could not be sent."""
+    with_script(person, plain("raise ValueError('no')"))
+    agent = start()
+    assert agent.deliver(Submit({"NOTICE": ("FAILED", "away")})).status == "defer"
+    submit = Submit()
+    assert agent.deliver(submit).status == "defer"
+    with_script(person, plain("", "raise ValueError('no')"))
+    assert agent.deliver(submit).status == "defer"
+    assert submit.kinds == ["NOTICE", "NOTICE"]
+
+
+def test_the_notice_in_a_maildir(person: Person, start: Start) -> None:
+    """Where the site keeps mail in the Maildir, the notice lies there."""
+    with_script(person, plain("raise ValueError('no')"))
+    submit = Submit()
+    assert start(keep="maildir").deliver(submit).status == "defer"
+    (notice,) = person.mail("Maildir")
+    assert submit.kinds == []
+    assert b"Auto-Submitted: auto-generated\n" in notice
+    assert b"ValueError: no" in notice
+
+
+def test_a_site_that_keeps_what_rules_cannot_tell(person: Person, start: Start) -> None:
+    """With broken_rules: keep the message is kept, and the author told."""
+    with_script(person, plain("raise ValueError('no')"))
+    submit = Submit()
+    assert start(broken_rules="keep").deliver(submit).status == "ok"
+    assert sorted(submit.kinds) == ["KEEP", "NOTICE"]
+
+
+def test_below_the_floor_no_script_runs(person: Person, start: Start) -> None:
+    """Where this machine enforces less than the site wants, the mail is kept, and the log says why."""
+    from milterapp.delivery import sandbox, sandbox_level
+
+    with_script(person, plain("mail.discard()"))
+    submit = Submit()
+    low = sandbox_level.level_of(0, has_seccomp=True)
+    real = sandbox.probe
+    try:
+        sandbox.probe = lambda: low  # type: ignore[assignment]  # for the agent that is forked now
+        result = start().deliver(submit)
+    finally:
+        sandbox.probe = real
+    assert (result.status, submit.kinds) == ("ok", ["KEEP"])
+    assert "below the site's floor (good)" in result.event["could_not_tell"]
+
+
+def _linked(path: Path) -> None:
+    path.rename(path.parent / "x")
+    path.symlink_to("x")
+
+
+def _given_away(path: Path) -> None:
+    os.chown(path, UID + 1, UID)
+    path.chmod(0o644)
+
+
+UNSAFE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a link": (_linked, "Too many levels"),
+    "missing": (lambda path: path.unlink(), "No such file"),
+    "foreign": (_given_away, "belongs to another user"),
+    "writable": (lambda path: path.chmod(0o666), "can be written by others"),
+    "a hard link": (lambda path: os.link(path, path.parent / "y"), "has a second name"),
+    "its folder writable": (lambda path: path.parent.chmod(0o777), "can be written by others"),
+    "its folder a link": (lambda path: _linked(path.parent), "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_script_that_others_could_have_written(person: Person, start: Start, name: str) -> None:
+    """It is checked as rule files are: such a one makes the rules unusable, with the place where they name it."""
+    change, why = UNSAFE[name]
+    with_script(person, plain("mail.discard()"))
+    change(person.home / SCRIPT)
+    result = start().deliver(Submit())
+    assert result.status == "defer"
+    assert "~/.milterapp/rules.yaml:4:15: the script 'apps/page.py' cannot be read" in result.text
+    assert why in result.text
+
+
+def test_a_changed_script_is_read_again(person: Person, start: Start) -> None:
+    """An agent that stays warm takes the new script with the next message."""
+    with_script(person, plain("mail.file('A')"))
+    agent = start()
+    assert agent.deliver(Submit(), queue_id="4A").status == "ok"
+    person.write(plain("mail.file('B')"), SCRIPT)
+    assert agent.deliver(Submit(), queue_id="4B").status == "ok"
+    assert (len(person.mail("Maildir/.A")), len(person.mail("Maildir/.B"))) == (1, 1)
+
+
+READS = {
+    "beside": ("words.txt", True),
+    "the rules": ("rules.yaml", True),
+    "the journal": ("journal.sqlite", False),
+    "its memory": ("scripts.sqlite", False),
+    "hidden": (".secret", False),
+    "a folder beside": ("apps/page.py", False),
+    "the mailbox": ("../Maildir/.A/new", False),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_a_script_beside_the_rules_can_read(person: Person, start: Start, name: str) -> None:
+    """Plain files beside it, and nothing of what is remembered there."""
+    path, readable = READS[name]
+    person.write(RULES.replace("apps/page.py", "page.py"))
+    for other in ("words.txt", ".secret", "apps/page.py"):
+        person.write("text", f".milterapp/{other}")
+    person.write(plain("mail.file('A')"), ".milterapp/page.py")
+    agent = start()
+    assert agent.deliver(Submit(), queue_id="4A").status == "ok"
+    if name == "its memory":
+        with_script(person, plain("store['a'] = 1"))
+        assert agent.deliver(Submit(), queue_id="40").status == "ok"
+        person.write(RULES.replace("apps/page.py", "page.py"))
+    body = plain(
+        "os = __import__('typing').sys.modules['os']",
+        f"os.close(os.open({path!r}, os.O_RDONLY))",
+        "mail.file('B')",
+    )
+    person.write(body, ".milterapp/page.py")
+    result = agent.deliver(Submit(), queue_id="4B")
+    assert (result.status == "ok") is readable, result
+    assert readable or "PermissionError" in result.text
+
+
+def test_messages_a_day(person: Person, start: Start) -> None:
+    """A user's scripts cause no more mails in a day than the site allows; what is over it waits, changing nothing."""
+    with_script(person, plain("store['n'] = store.get('n', 0) + 1", "mail.reply(text='a')", "mail.discard()"))
+    agent = start(script_messages=2)
+    submit = Submit()
+    statuses = [agent.deliver(submit, queue_id=f"4{n}").status for n in range(3)]
+    assert statuses == ["ok", "ok", "defer"]
+    assert submit.kinds == ["REPLY", "REPLY"]
+    assert memory(person)["stored"] == [("n", 0, "2")]
+
+
+def test_recipients_a_message(person: Person, start: Start) -> None:
+    """A script that sends to more than the site allows has failed."""
+    with_script(person, plain("mail.send(to=['a@b.example', 'c@d.example'], subject='', text='')"))
+    submit = Submit()
+    result = start(script_recipients=1).deliver(submit)
+    assert (result.status, submit.kinds) == ("defer", ["NOTICE"])
+    assert "more than 1 recipients" in submit.asked[0].fields["text"]
+
+
+def test_a_full_disk_leaves_the_files_for_the_next_try(person: Person, start: Start) -> None:
+    """Files that cannot be written now wait with the message, and are written first, in their order."""
+    with_script(person, COUNTER)
+    place = person.home / ".milterapp/output"
+    place.mkdir(mode=0o500)
+    os.chown(place, UID, UID)
+    agent = start()
+    assert agent.deliver(Submit(), queue_id="4A").status == "defer"
+    assert len(memory(person)["outputs"]) == 1
+    place.chmod(0o700)
+    assert agent.deliver(Submit(), queue_id="4A").status == "ok"
+    assert (place / "apps/page/info.html").read_text() == "<p>1</p>"
+    assert memory(person)["outputs"] == []
+
+
+def test_an_output_folder_that_is_a_link(person: Person, start: Start) -> None:
+    """No link is followed: what the file would be is said in the log, and the rest is done."""
+    with_script(person, plain("output['a.html'] = 'x'", "mail.file('A')"))
+    (person.base / "elsewhere").mkdir()
+    os.chown(person.base / "elsewhere", UID, UID)
+    (person.home / ".milterapp/output").symlink_to(person.base / "elsewhere")
+    result = start().deliver(Submit())
+    assert result.status == "ok"
+    assert result.event["outputs"] == ["apps/page/a.html: Not a directory"]
+    assert os.listdir(person.base / "elsewhere") == []
+
+
+def test_one_message_at_a_time(person: Person, start: Start) -> None:
+    """While another process handles a message of this user's scripts, the next one waits, and then is deferred."""
+    import fcntl
+
+    with_script(person, plain("mail.file('A')"))
+    agent = start(deadline=1.0)
+    assert agent.deliver(Submit(), queue_id="4A").status == "ok"
+    with (person.home / ".milterapp/scripts.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = agent.deliver(Submit(), queue_id="4B")
+        assert (result.status, "still being handled" in result.text) == ("defer", True)
+    assert agent.deliver(Submit(), queue_id="4B").status == "ok"
