@@ -97,7 +97,8 @@ class AddressText:
     @staticmethod
     def parse(text: str) -> str:
         """Return one address to send to, as a rule writes it. Raises ValueError with a sentence."""
-        if not _ADDRESS.fullmatch(text) or len(text) > 320 or text.startswith("-") or ".." in text.rpartition("@")[2]:
+        shaped = _ADDRESS.fullmatch(text) and text.isprintable() and len(text) <= 320
+        if not shaped or text.startswith("-") or ".." in text.rpartition("@")[2]:
             raise ValueError(f"{text[:80]!r} is no address, name@example.org is one")
         return text
 

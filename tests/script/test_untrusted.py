@@ -322,6 +322,8 @@ def test_an_address_is_never_the_messages(text: str) -> None:
 
 
 @given(HOSTILE)
+@example("0@\x85")
+@example("a\u2003b@example.org")
 def test_an_address_of_the_script_is_one(text: str) -> None:
     """Plain text is an address, or an error."""
     try:
