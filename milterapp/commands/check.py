@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from milterapp.commands import configuration, rule_files, site_file
 from milterapp.commands.failure import UNMET, Failure
 from milterapp.commands.rule_files import Rules
+from milterapp.commands.scripts import examined as scripts_examined
 from milterapp.delivery import linux
 from milterapp.settings import Settings
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         except Failure as failure:
             codes.append(_failed(failure))
         else:
-            codes.append(_report(path, rules))
+            codes.append(_report(path, rules, settings))
     if not options.paths and not options.site:
         codes += _own(settings)
     print(f"this machine: {_sandbox()}")
@@ -80,20 +81,24 @@ def _own(settings: Settings) -> Sequence[int]:
     if not os.path.lexists(path):
         return ()
     try:
-        return (_report(path, rule_files.own(user, settings.delivery.personal_rules, settings.authserv_ids)),)
+        rules = rule_files.own(user, settings.delivery.personal_rules, settings.authserv_ids)
+        return (_report(path, rules, settings),)
     except Failure as failure:
         return (_failed(failure),)
 
 
-def _report(path: str, rules: Rules) -> int:
+def _report(path: str, rules: Rules, settings: Settings) -> int:
     """Print what was found; return its exit code."""
-    for problem in rules.found:
+    scripts = scripts_examined(rules.scripts, settings)
+    for problem in (*rules.found, *scripts):
         print(problem)
-    if rules.policy is None:
+    if rules.policy is None or not all(one.warning for one in scripts):
         return os.EX_DATAERR
     if rules.failed:
         return UNMET
-    print(f"{path}: {_count(len(rules.policy.rules), 'rule')}, {_count(len(rules.policy.tests), 'test')}, all well")
+    words = [_count(len(rules.policy.rules), "rule"), _count(len(rules.policy.tests), "test")]
+    words += [_count(len(rules.scripts.sources), "script")] if rules.scripts.sources else []
+    print(f"{path}: {', '.join(words)}, all well")
     return os.EX_OK
 
 

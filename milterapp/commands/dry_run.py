@@ -5,11 +5,15 @@ Must never: carry anything out, or decide in another way than the edges do.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from datetime import datetime
 
+from milterapp.commands.scripts import NONE, Sources
 from milterapp.delivery import replies
+from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import SECOND_VACATION
+from milterapp.delivery.scripts import RefusedError
 from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.message import Mail
 from milterapp.milter.reply import FAULT
@@ -19,9 +23,13 @@ from milterapp.rules.facts import Facts
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Problem
 from milterapp.rules.stages import drive
+from milterapp.rules.truth import Need, Value
 from milterapp.settings import Settings
 
 __all__ = ["as_postfix_has_it", "broken", "personal", "site"]
+
+# What nobody is asked for in a dry run, and what is taken for the answer.
+_ASSUMED: tuple[tuple[str, Value], ...] = (("rate", 0), ("duplicate", False), ("command", 0))
 
 
 def as_postfix_has_it(raw: bytes, *, site: bool) -> bytes:
@@ -41,8 +49,10 @@ def site(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now
     return replace(decision, verdict=Verdict.DEFER, edits=(), reply=FAULT)
 
 
-def personal(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now: datetime) -> Decision:
-    """Return what one recipient's rules come to, as the agent asks them. now: aware."""
+def personal(
+    policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now: datetime, scripts: Sources = NONE
+) -> Decision:
+    """Return what one recipient's rules come to, as the agent asks them. now: aware. scripts: those that they name."""
     mail = Mail(raw, settings.limits)
     delimiter = settings.delivery.recipient_delimiter
     facts = Facts(
@@ -52,8 +62,15 @@ def personal(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings,
         mail=mail,
         now=now,
         delimiter=delimiter,
+        assumed=_ASSUMED,
     )
-    decision = decide(policy, facts)
+    agent = AgentSettings.from_site(dataclasses.asdict(settings))
+    answers: dict[Need, Value] = {}
+    try:
+        while isinstance(decision := decide(policy, facts, answers), Need):
+            answers[decision] = scripts.answer(decision.key[0], envelope, raw, agent)
+    except RefusedError as below:
+        return Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), could_not_tell=str(below))
     if decision.could_not_tell:
         return _unusable(decision, settings)
     deliveries: list[Delivery] = []

@@ -9,11 +9,14 @@ import errno
 import os
 import pwd
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from milterapp.commands.failure import Failure, cannot_read
+from milterapp.commands.scripts import NONE, Sources, beside
 from milterapp.delivery import linux
-from milterapp.delivery.rulefile import RuleFile, Unavailable, open_home
+from milterapp.delivery.agent import STATE
+from milterapp.delivery.rulefile import RuleFile, ScriptPlace, Unavailable, open_home
 from milterapp.milter.site_rules import read_site_rules
 from milterapp.rules.beside import run_tests
 from milterapp.rules.load import load
@@ -31,12 +34,13 @@ NOT_RULES = "messages.yaml"  # beside example rules: messages, and what becomes 
 class Rules:
     """One policy out of one file or several. policy None: a problem that is no warning was found.
 
-    failed: the tests beside the rules that were not met; no service takes such rules either.
+    failed: the tests beside the rules that were not met; no service takes such rules either. scripts: those they name.
     """
 
     policy: Policy | None
     problems: tuple[Problem, ...] = ()
     failed: tuple[Problem, ...] = ()
+    scripts: Sources = NONE
 
     @property
     def found(self) -> tuple[Problem, ...]:
@@ -73,6 +77,7 @@ def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
     SECURITY: called by root for somebody else, this process becomes that user first, and stays so.
     Raises Failure 66 where there are none, or the home cannot be read.
     """
+    folder = os.path.dirname(os.path.join(user.home, path))
     if os.geteuid() == 0 and user.uid != 0:
         linux.become(user.uid, user.gid, [one for one in os.getgrouplist(user.name, user.gid) if one])
     shown = path if path.startswith("/") else f"~{user.name}/{path}"
@@ -80,7 +85,8 @@ def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
         with open_home(user.home, user.uid) as home:
             if home is None:
                 raise Failure(os.EX_NOINPUT, f"{user.name} has no home, so no rules; name a file with --rules")
-            loaded = RuleFile(path, user.uid, authserv_ids).load(home)
+            file = RuleFile(path, user.uid, authserv_ids)
+            loaded = file.load(home)
     except Unavailable as error:
         raise Failure(os.EX_NOINPUT, f"{shown}: cannot read: {error}") from error
     if loaded.policy is None and not loaded.problems:
@@ -90,7 +96,14 @@ def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
         again = named([os.path.join(user.home, path)], site=False, authserv_ids=authserv_ids)
         if again.failed and {one.text for one in loaded.problems} <= {one.text for one in again.found}:
             return again
-    return Rules(loaded.policy, loaded.problems)
+
+    @contextmanager
+    def place(script: str) -> Iterator[ScriptPlace]:
+        with open_home(user.home, user.uid) as home, file.script_place(-1 if home is None else home, script) as found:
+            yield found
+
+    sources = Sources(loaded.scripts, place, os.path.join(user.home, STATE), folder)
+    return Rules(loaded.policy, loaded.problems, scripts=sources)
 
 
 def site(settings: Settings) -> Rules:
@@ -109,12 +122,19 @@ def named(paths: Sequence[str], *, site: bool, authserv_ids: tuple[str, ...] = (
 
     authserv_ids: whose Authentication-Results they may ask for.
     """
+    sources: dict[str, bytes] = {}
+    folders: dict[str, str] = {}
     loaded = [
-        load(_read(path), path, site=site, read_list=_lists(path, site=site), tests=False, authserv_ids=authserv_ids)
+        load(
+            _read(path), path, site=site, read_list=_lists(path, site=site),
+            read_script=_scripts(path, sources, folders), tests=False, authserv_ids=authserv_ids,
+        )
         for path in paths
-    ]
+    ]  # fmt: skip
     policies = [policy for policy, _ in loaded if policy is not None]
-    return _joined(policies, len(paths), tuple(problem for _, found in loaded for problem in found))
+    joined = _joined(policies, len(paths), tuple(problem for _, found in loaded for problem in found))
+    shown = os.path.dirname(paths[0]) if paths else ""
+    return replace(joined, scripts=Sources(sources, lambda script: beside(folders[script], script), shown=shown))
 
 
 def is_site_file(path: str) -> bool:
@@ -176,6 +196,21 @@ def _read(path: str) -> bytes:
     if len(source) > _MOST:
         raise Failure(os.EX_DATAERR, Problem(Place(path), f"the file is larger than {_MOST} bytes"))
     return source
+
+
+def _scripts(path: str, sources: dict[str, bytes], folders: dict[str, str]) -> Callable[[str], bytes]:
+    """Return what reads a script by its path from a rule file, and notes what it holds and the rules' folder."""
+    folder = os.path.dirname(path)
+
+    def read_script(name: str) -> bytes:
+        if folders.get(name, folder) != folder:
+            raise OSError(errno.EEXIST, f"another rule file has a script of that name, in {folders[name] or '.'}")
+        with open(os.path.join(folder, name), "rb") as file:
+            sources[name] = file.read(_MOST + 1)
+        folders[name] = folder
+        return sources[name]
+
+    return read_script
 
 
 def _lists(path: str, *, site: bool) -> Callable[[str], bytes]:

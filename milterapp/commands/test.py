@@ -88,8 +88,11 @@ def _rules(options: argparse.Namespace, settings: Settings, user: User | None) -
 def _decide(rules: Rules, raw: bytes, of: Envelope, settings: Settings, options: argparse.Namespace) -> Decision:
     if rules.policy is None:
         return dry_run.broken(rules.problems, settings, site=options.site)
-    edge = dry_run.site if options.site else dry_run.personal
-    decision = edge(rules.policy, raw, of, settings, options.now or datetime.now().astimezone())
+    now = options.now or datetime.now().astimezone()
+    if options.site:
+        decision = dry_run.site(rules.policy, raw, of, settings, now)
+    else:
+        decision = dry_run.personal(rules.policy, raw, of, settings, now, rules.scripts)
     return replace(decision, problems=rules.found)
 
 

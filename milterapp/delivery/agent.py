@@ -39,9 +39,9 @@ from milterapp.script.plan import PlanError
 from milterapp.state.journal import Journal, Key, StateError
 from milterapp.state.rates import Rates
 
-__all__ = ["Agent", "serve"]
+__all__ = ["STATE", "Agent", "serve"]
 
-_STATE = ".milterapp"  # below the home: the journal, and by default the rules
+STATE = ".milterapp"  # below the home: the journal, and by default the rules
 _JOURNAL = "journal.sqlite"
 _RATES = "rates.sqlite"  # beside it: what the conditions rate and duplicate remember
 _EVENT = 7500  # characters of the event an answer carries; the log takes 8000
@@ -94,9 +94,9 @@ class Agent:
         self._limits = Limits(**settings.limits)
         self._rules = RuleFile(settings.personal_rules, os.geteuid(), settings.authserv_ids)
         self._journal: Journal | None = None
-        self._journal_path = os.path.join(home, _STATE, _JOURNAL)
+        self._journal_path = os.path.join(home, STATE, _JOURNAL)
         self._rates: Rates | None = None
-        self._scripts = Scripts(settings, os.path.join(home, _STATE), self._rules, _make_state)
+        self._scripts = Scripts(settings, os.path.join(home, STATE), self._rules, _make_state)
         self._swept = time.time()
 
     def answer(self, job: wire.Datagram) -> tuple[Answer, str]:
@@ -214,7 +214,7 @@ class Agent:
                 self._rates = None
             if self._rates is None:
                 _make_state(home)
-                self._rates = Rates(os.path.join(self._home, _STATE, _RATES))
+                self._rates = Rates(os.path.join(self._home, STATE, _RATES))
             ask = self._rates.rate if need.kind == "rate" else self._rates.duplicate
             return ask(need.rule, need.key, arrived.key.word, now=time.time(), within=need.within)
         except (StateError, OSError) as error:
@@ -230,7 +230,7 @@ class Agent:
                     continue
                 here = Maildir(home, self._settings.maildir) if self._settings.keep == "maildir" else None
                 letter = notice.Letter(told.script, told.text, arrived.envelope, arrived.key, arrived.raw, now)
-                outcome = notice.tell(letter, home, _STATE, here, arrived.submit)
+                outcome = notice.tell(letter, home, STATE, here, arrived.submit)
                 event["notice"] = f"{outcome.word} {outcome.detail}".strip()
                 if outcome.word == "failed":
                     self._scripts.unclaim(told, arrived.key.word)
@@ -256,7 +256,7 @@ class Agent:
 def _make_state(home: int) -> None:
     """Make the folder that only the user can open, where there is none. Raises OSError."""
     try:
-        os.mkdir(_STATE, 0o700, dir_fd=home)
+        os.mkdir(STATE, 0o700, dir_fd=home)
         os.fsync(home)
     except FileExistsError:
         pass  # its owner and mode are looked at where a file in it is opened

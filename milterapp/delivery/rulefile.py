@@ -17,7 +17,7 @@ from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Place, Problem
 
-__all__ = ["Loaded", "RuleFile", "ScriptPlace", "Unavailable", "UnsafeError", "open_home"]
+__all__ = ["Loaded", "RuleFile", "ScriptPlace", "Unavailable", "UnsafeError", "open_home", "plain_files"]
 
 # Of milterapp.rules.reading.CAN, what the agent carries out.
 _CAN = frozenset((
@@ -161,7 +161,7 @@ class RuleFile:
                 yield ScriptPlace(own)
                 return
             found: list[int] = []
-            for name in _plain_files(own):
+            for name in plain_files(own):
                 found.append(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=own))
                 stack.callback(os.close, found[-1])
             yield ScriptPlace(own, shared=False, readable=tuple(found))
@@ -258,7 +258,7 @@ class RuleFile:
         )
 
 
-def _plain_files(folder: int) -> list[str]:
+def plain_files(folder: int) -> list[str]:
     """Return the plain files of a folder that a script beside the rules may read: none hidden, no database."""
     with os.scandir(folder) as entries:
         found = (one.name for one in entries if one.is_file(follow_symlinks=False))

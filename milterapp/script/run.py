@@ -5,6 +5,7 @@ Must never: carry anything out, or give a plan of a script that raised: then not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits,
 from milterapp.script.routes import START, Application, is_state
 from milterapp.script.untrusted import WAYS_OUT
 
-__all__ = ["Job", "run", "work"]
+__all__ = ["Job", "examine", "run", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,12 @@ class _Call:
 def work(job: Job) -> Callable[[Callable[[bytes], bytes]], bytes]:
     """Return what a script process does with a job: its result as bytes, its memory asked for from the parent."""
     return lambda ask: encode(run(job, Asked(ask)))
+
+
+def examine(source: bytes, file: str) -> bytes:
+    """Return what is wrong with a script as a JSON list of [line, column, text]. Its top level runs here."""
+    _, problems = loading.load(source, file)
+    return json.dumps([[one.place.line, one.place.column, one.text] for one in problems]).encode("ascii")
 
 
 def run(job: Job, memory: Memory) -> Plan | Failure:

@@ -1,0 +1,115 @@
+"""Scripts for the command line: run for a dry run as the agent runs them, and loaded to be checked, in the sandbox.
+
+Must never: run a script outside the sandbox, or change what scripts remember.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from milterapp.commands.failure import complain
+from milterapp.delivery import sandbox
+from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.rulefile import ScriptPlace, UnsafeError, plain_files
+from milterapp.delivery.scripts import MEMORY, Told, memory_of, plan_limits, run_script
+from milterapp.mail.envelope import Envelope
+from milterapp.mail.limits import Limits
+from milterapp.rules.decision import Scripted
+from milterapp.rules.problem import Place, Problem
+from milterapp.rules.truth import Failed
+from milterapp.script.run import Job, examine
+from milterapp.settings import Settings
+from milterapp.state.conversations import Conversations
+from milterapp.state.database import StateError
+
+__all__ = ["NONE", "Sources", "beside", "examined"]
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NAMED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextmanager
+def _nowhere(_: str) -> Iterator[ScriptPlace]:
+    yield ScriptPlace()
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The scripts that rules name. sources: by that name; place: gives where one lies; state: the folder of what they
+    remember, "" for none; shown: the rules' folder, as problems name it.
+    """
+
+    sources: Mapping[str, bytes] = field(default_factory=dict)
+    place: Callable[[str], AbstractContextManager[ScriptPlace]] = _nowhere
+    state: str = ""
+    shown: str = ""
+
+    def answer(self, script: str, envelope: Envelope, raw: bytes, settings: AgentSettings) -> Scripted | Failed:
+        """Run one for a message. Its failure goes to standard error too. Raises scripts.RefusedError."""
+        limits = Limits(**settings.limits)
+        job = Job(self.sources[script], os.path.basename(script), raw, envelope, limits, plan_limits(settings))
+        try:
+            with self._memory() as kept, self.place(script) as place:
+                found = run_script(job, script, place, memory_of(kept, script, envelope.sender), settings)
+        except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
+            return Failed(f"{script}: {error}")
+        if isinstance(found, Told):
+            complain(*found.text.splitlines())
+            return Failed(f"{script}: {found.text.strip().splitlines()[-1][:200]}")
+        return found
+
+    @contextmanager
+    def _memory(self) -> Iterator[Conversations | None]:
+        path = os.path.join(self.state, MEMORY)
+        if not self.state or not os.path.exists(path):
+            yield None
+            return
+        kept = Conversations(path)
+        try:
+            yield kept
+        finally:
+            kept.close()
+
+
+NONE = Sources()
+
+
+@contextmanager
+def beside(folder: str, script: str) -> Iterator[ScriptPlace]:
+    """Give the place of a script by its path from a folder that somebody named."""
+    own = os.open(os.path.join(folder, os.path.dirname(script)) or ".", _FOLDER)
+    found: list[int] = []
+    try:
+        if "/" not in script:
+            for name in plain_files(own):
+                found.append(os.open(name, _NAMED, dir_fd=own))  # noqa: PERF401 - closed below where one fails
+        yield ScriptPlace(own, shared="/" in script, readable=tuple(found))
+    finally:
+        for one in (own, *found):
+            os.close(one)
+
+
+def examined(scripts: Sources, settings: Settings) -> tuple[Problem, ...]:
+    """Return what is wrong with each script: it is loaded, its functions and routes looked at, nothing called."""
+    found: list[Problem] = []
+    for script, source in scripts.sources.items():
+        shown = os.path.join(scripts.shown, script)
+        try:
+            with scripts.place(script) as place:
+                said = sandbox.run(
+                    lambda _, source=source, shown=shown: examine(source, shown),  # type: ignore[misc]
+                    place.folder,
+                    floor=settings.delivery.sandbox,
+                    readable=place.readable,
+                    shared=place.shared,
+                )
+            found += [Problem(Place(shown, line, column), text) for line, column, text in json.loads(said)]
+        except sandbox.SandboxError as error:
+            found.append(Problem(Place(shown), str(error), warning=error.reason == "level"))
+        except (UnsafeError, OSError) as error:
+            found.append(Problem(Place(shown), f"cannot be looked at: {error}"))
+    return tuple(found)
