@@ -66,6 +66,8 @@ class SmtpPeer:
                 data = b""
                 while (piece := lines.readline()) not in (b".\r\n", b""):
                     data += piece.removeprefix(b".")
+                if not piece:
+                    return  # as a real one: what was not ended is not taken
                 if self.silent is not None:
                     self.silent.wait(10)
                 if self.refuse:
