@@ -121,6 +121,7 @@ def alice() -> Iterator[Path]:
     """Give alice a script of her own and what it remembers."""
     home = Path("~alice").expanduser()
     place = home / ".milterapp"
+    shutil.rmtree(place, ignore_errors=True)  # of another test
     (place / "apps").mkdir(parents=True)
     (place / "rules.yaml").write_text(RULES)
     (place / "apps/page.py").write_text(APP)
