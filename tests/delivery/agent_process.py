@@ -137,9 +137,13 @@ class AgentProcess:
         descriptor = sealed.seal([message])
         said = {**JOB, **fields}
         with ours:
-            wire.send(self.control, "JOB", said, (descriptor, theirs.fileno()))
-            theirs.close()
-            os.close(descriptor)
+            try:
+                wire.send(self.control, "JOB", said, (descriptor, theirs.fileno()))
+            except BrokenPipeError:
+                return Result(None)  # it died before it took the job
+            finally:
+                theirs.close()
+                os.close(descriptor)
             waiting: Sequence[socket.socket] = (self.control, ours)
             while True:
                 ready, _, _ = select.select(waiting, [], [], 30)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from tests.delivery.chain import Chain
 from tests.soak.killed_agent import AGENTS
 from tests.soak.killed_client import ClientCase
+from tests.soak.killed_script import SCRIPT
 from tests.soak.killed_submit import SubmitCase
 from tests.soak.ledger import Ledger, Tried, total
 from tests.soak.strace import Call, Fault, sample, sweep
@@ -34,7 +35,7 @@ def scenarios() -> Iterator[Sequence[Case]]:
     chain = Chain(real=True, deadline=60.0, wait=60.0, idle=600.0)
     submit = SubmitCase()
     try:
-        cases: list[Case] = [(one.name, one.calls, one.tried) for one in AGENTS]
+        cases: list[Case] = [(one.name, one.calls, one.tried) for one in (*AGENTS, SCRIPT)]
         cases += [(one.name, one.calls, one.tried) for one in ClientCase.both(chain)]
         cases.append((submit.name, submit.calls, submit.tried))
         yield cases

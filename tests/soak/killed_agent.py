@@ -78,7 +78,7 @@ class AgentCase:
         """Return the calls of one delivery that nothing befalls."""
         person, submit = Person(), Submit()
         try:
-            person.write(self.rules)
+            self._prepare(person)
             with tempfile.TemporaryDirectory() as folder:
                 trace = Path(folder) / "trace"
                 found = self._attempt(person, submit, "-o", str(trace))
@@ -93,7 +93,7 @@ class AgentCase:
         person, submit = Person(), Submit()
         findings: list[str] = []
         try:
-            person.write(self.rules)
+            self._prepare(person)
             first = self._attempt(person, submit, *fault.options)
             allowed = (None, self.status) if fault.what == "KILL" else (None, self.status, "defer")
             if first.status not in allowed:
@@ -114,6 +114,10 @@ class AgentCase:
         finally:
             person.close()
         return Tried(fault, first.status or "ended", tuple(dict.fromkeys(findings)), retries)
+
+    def _prepare(self, person: Person) -> None:
+        """Give the person what the case is about."""
+        person.write(self.rules)
 
     def _attempt(self, person: Person, submit: Submit, *strace: str) -> Result:
         agent = AgentProcess(person, **self.settings)

@@ -19,8 +19,8 @@ ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EACCES", "EMFILE", "ENOMEM", "EINTR")
 FULL = ("ENOSPC", "EDQUOT", "EIO")  # what, once it is so, stays so for a while
 # Around these lie the moments at which something becomes durable, or known to somebody else.
 CRITICAL = frozenset((
-    "link", "linkat", "unlink", "unlinkat", "rename", "fsync", "fdatasync", "pwrite64", "ftruncate", "mkdir", "mkdirat",
-    "sendmsg", "sendto", "recvmsg", "recvfrom",
+    "link", "linkat", "unlink", "unlinkat", "rename", "renameat", "fsync", "fdatasync", "pwrite64", "ftruncate",
+    "mkdir", "mkdirat", "sendmsg", "sendto", "recvmsg", "recvfrom",
 ))  # fmt: skip
 WRITING = frozenset((
     "write", "pwrite64", "fsync", "fdatasync", "linkat", "link", "mkdirat", "mkdir", "openat", "ftruncate",
