@@ -1,7 +1,7 @@
 """Who a recipient is: recipient to user, uid, gid, home and extension, asked of NSS in a process of its own.
 
-Must never: hold a capability, open a file of a user, answer anything but the monitor's RESOLVE; take a failure of NSS
-for an unknown user (the mail would go past that person's rules).
+Must never: hold a capability, open a file of a user, change any, start a program, answer anything but the monitor's
+RESOLVE; take a failure of NSS for an unknown user (the mail would go past that person's rules).
 
 The name is found as local(8) finds it: the local part, unquoted, in lower case, split at recipient_delimiter.
 UNKNOWN hands the message back to Postfix, which asks again itself; so whatever is odd is UNKNOWN.
@@ -17,8 +17,9 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from milterapp.delivery import kinds, linux, wire
+from milterapp.delivery import kinds, linux, seccomp, wire
 from milterapp.delivery.event import Log
+from milterapp.delivery.resolver_filter import resolver_filter
 from milterapp.mail.envelope import split_address, split_detail
 
 __all__ = ["LookupFailed", "User", "look_up", "main", "resolve", "serve"]
@@ -136,6 +137,7 @@ def main(argv: list[str]) -> int:
     linux.drop_capabilities()
     linux.no_new_privileges()
     linux.die_with_parent()
+    seccomp.install(resolver_filter(os.getpid()))
     settings = json.loads(argv[1])
     log = Log("resolver", settings["log"])
     with socket.socket(fileno=3) as control:

@@ -41,6 +41,21 @@ def test_a_warm_agent_takes_the_next_message(chain: Chain) -> None:
     assert [one["warm"] for one in chain.log("delivery")] == [False, True]
 
 
+def test_a_warm_agent_stays_for_its_time() -> None:
+    """After the configured idle time an agent has left, and not before; the next message finds another."""
+    chain = Chain(idle=2.0)
+    try:
+        begun = time.monotonic()
+        assert chain.deliver(queue_id="A") == (0, b"")
+        pid = chain.decided(queue_id="A")["pid"]
+        assert wait_gone(pid, 60)
+        assert time.monotonic() - begun > 2.0
+        assert chain.deliver(queue_id="B") == (0, b"")
+        assert chain.log("delivery")[1]["warm"] is False
+    finally:
+        chain.close()
+
+
 @pytest.mark.parametrize(
     ("recipient", "queue_id", "want"),
     [

@@ -24,6 +24,16 @@ MOST = {
     "milterapp-submit": 0.8,
 }
 
+
+def test_every_service_has_its_mark() -> None:
+    """Each service that stays running has a unit, and each unit a mark."""
+    assert (
+        {unit.stem for unit in UNITS}
+        == set(MOST)
+        == {f"milterapp-{one}" for one in ("lmtp", "milter", "monitor", "submit")}
+    )
+
+
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
@@ -104,6 +114,15 @@ def test_only_the_monitor_has_capabilities(unit: Path) -> None:
     wanted = ["CAP_SETUID CAP_SETGID"] if unit.stem == "milterapp-monitor" else [""]
     assert values(unit, "CapabilityBoundingSet") == wanted
     assert values(unit, "AmbientCapabilities") == wanted
+
+
+@ids
+def test_no_network_and_no_namespace(unit: Path) -> None:
+    """No service reaches a network, or makes a namespace: what its account alone would let it."""
+    assert values(unit, "PrivateNetwork") == ["yes"]
+    assert values(unit, "RestrictAddressFamilies") == ["AF_UNIX"]
+    assert values(unit, "IPAddressDeny") == ["any"]
+    assert values(unit, "RestrictNamespaces") == ["yes"]
 
 
 @ids

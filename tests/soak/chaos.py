@@ -64,8 +64,7 @@ OURS = ("client", "worker", "milter", "monitor", "resolver", "zygote", "agent", 
 BLOWS = {**dict.fromkeys(OURS, 4), "one of Postfix's": 12, "master": 1, "postfix stop": 1, "disk": 5}
 _AHEAD = 4  # blows that messages may be ahead of: so they pile up, and are not over before the blows come
 _LARGEST = 40_000  # bytes of a message, before base64
-_DISK = "24M"
-_QUOTA = "usrquota,usrquota_block_hard_limit=12M"  # of tmpfs(5), Linux 6.6; where the kernel has none, the disk alone
+_QUOTA = "usrquota,usrquota_block_hard_limit"  # of tmpfs(5), Linux 6.6; where the kernel has none, the disk alone
 
 
 class Blows:
@@ -175,13 +174,14 @@ def _fill_disk(dice: random.Random) -> str:
 
 
 @contextmanager
-def _people(site: Site) -> Iterator[None]:
-    """Give the host its people: erin's home is a disk of its own, dave has no rules."""
+def _people(site: Site, messages: int) -> Iterator[None]:
+    """Give the host its people: erin's home is a disk of its own, with room for all her mail; dave has no rules."""
     for name in ("dave", "erin"):
         subprocess.run(["useradd", "--create-home", "--user-group", name], check=True)
     account = pwd.getpwnam("erin")
-    options = f"size={_DISK},mode=755,uid={account.pw_uid},gid={account.pw_gid}"
-    for more in (f",{_QUOTA}", ""):
+    room = 4_000_000 + messages * _LARGEST
+    options = f"size={2 * room},mode=755,uid={account.pw_uid},gid={account.pw_gid}"
+    for more in (f",{_QUOTA}={room}", ""):
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options + more, "tmpfs", "/home/erin"], check=False, capture_output=True
         )
@@ -236,7 +236,7 @@ def _send(site: Site, ledger: HostLedger, dice: random.Random, number: int) -> N
 def soak(site: Site, messages: int, blows: int, seed: int) -> tuple[HostLedger, Counter[str]]:
     """Send so many messages under so many blows, wait until the queue is empty; return ledger and blows by name."""
     dice, ledger = random.Random(seed), HostLedger()
-    with _people(site):
+    with _people(site, messages):
         with Blows(site, seed) as struck:
             for number in range(messages):
                 _send(site, ledger, dice, number)

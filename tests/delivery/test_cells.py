@@ -1,0 +1,213 @@
+"""The table of processes: what each may, what it must never, and the tests that prove it.
+
+A line stands for one thing in a cell of the table in README.md, section "Privilege", and of the manual pages' SECURITY
+sections. `tests/postfix/test_privileges.py` tries sixty things from inside each process as if it were taken over, and
+holds what succeeds to be exactly what the process may.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import milterapp
+
+TESTS = Path(__file__).parents[1]
+DELIVERY = Path(milterapp.__file__).parent / "delivery"
+MILTER = Path(milterapp.__file__).parent / "milter"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One thing that a process may, or never; tests: `file::name` below tests/, each of which proves it."""
+
+    process: str
+    word: str
+    what: str
+    tests: tuple[str, ...]
+
+
+TAKEN = "postfix/test_privileges.py::test_taken_over"
+CELLS = (
+    Cell("milter", "may", "read mail in transit, answer", ("postfix/test_inline.py",)),
+    Cell("milter", "never", "fork from a worker", ("delivery/test_cells.py::test_only_the_supervisor_forks",)),
+    Cell("milter", "never", "reach the monitor, submit, a home, /etc/shadow, other ids", (TAKEN,)),
+    Cell("client", "may", "hand one message and its envelope to the monitor", (
+        "delivery/test_pipe.py::test_the_answer_becomes_status_and_line",
+        "delivery/test_pipe.py::test_arguments_arrive_byte_for_byte",
+    )),
+    Cell("client", "never", "name a uid", (
+        "delivery/test_monitor.py::test_a_malformed_datagram_closes_its_connection_only",
+    )),
+    Cell("client", "never", "more than a forged sender could do", (TAKEN,)),
+    Cell("client", "never", "import more than the standard library", (
+        "delivery/test_pipe.py::test_the_client_is_of_the_standard_library",
+        "delivery/test_pipe.py::test_the_client_imports_next_to_nothing",
+    )),
+    Cell("client", "never", "take a part for the whole message", (
+        "delivery/test_pipe.py::test_a_message_that_pipe_did_not_finish_is_never_delivered",
+        "delivery/test_pipe.py::test_where_proc_hides_pipe_a_part_is_not_delivered",
+    )),
+    Cell("client", "never", "hand over what can still be changed", (
+        "delivery/test_pipe.py::test_the_answer_becomes_status_and_line",
+        "delivery/test_monitor.py::test_a_malformed_datagram_closes_its_connection_only",
+    )),
+    Cell("lmtp", "may", "hand messages and their envelopes to the monitor", (
+        "delivery/test_lmtp.py::test_one_message_for_one",
+    )),
+    Cell("lmtp", "never", "reach anything else", (
+        TAKEN,
+        "postfix/test_lmtp.py::test_what_the_door_reaches_were_it_taken_over",
+    )),
+    Cell("monitor", "may", "take one bounded datagram from the doors' accounts", (
+        "delivery/test_monitor.py::test_a_malformed_datagram_closes_its_connection_only",
+        "delivery/test_monitor.py::test_another_uid_is_refused",
+    )),
+    Cell("monitor", "may", "pass descriptors on", (
+        "delivery/test_monitor.py::test_the_agent_has_the_recipients_ids_and_the_whole_message",
+    )),
+    Cell("monitor", "may", "keep deadlines, also of what is stopped, with its tree", (
+        "delivery/test_monitor.py::test_a_deadline_kills_the_agent_and_what_it_forked",
+    )),
+    Cell("monitor", "may", "have agents wait: bounded in number, warm for a time, deferred late", (
+        "delivery/test_monitor.py::test_more_users_than_agents_take_turns",
+        "delivery/test_monitor.py::test_a_deadline_frees_the_place_for_who_waits",
+        "delivery/test_monitor.py::test_who_waits_too_long_for_an_agent_is_deferred",
+        "delivery/test_monitor.py::test_a_warm_agent_takes_the_next_message",
+        "delivery/test_monitor.py::test_a_warm_agent_stays_for_its_time",
+    )),
+    Cell("monitor", "never", "read mail, open a file", (
+        "delivery/test_cells.py::test_the_monitor_opens_and_reads_nothing",
+    )),
+    Cell("monitor", "never", "parse what a user wrote", (
+        "test_imports.py::test_what_a_process_with_privileges_has_loaded",
+        "delivery/test_cells.py::test_the_monitor_opens_and_reads_nothing",
+    )),
+    Cell("monitor", "never", "resolve names", ("delivery/test_cells.py::test_the_monitor_opens_and_reads_nothing",)),
+    Cell("monitor", "never", "an id below the floors, a group, a namespace", (
+        TAKEN,
+        "delivery/test_seccomp.py::test_ids_are_floored",
+        "delivery/test_seccomp.py::test_no_clone_makes_a_namespace",
+        "delivery/test_seccomp.py::test_groups_can_only_be_none",
+    )),
+    Cell("resolver", "may", "ask the name service", ("delivery/test_resolver.py::test_a_user_is_found",)),
+    Cell("resolver", "never", "anything else", (TAKEN, "delivery/test_resolver_filter.py::test_what_it_never_may")),
+    Cell("zygote", "may", "fork and drop to ids above the floors", (
+        "delivery/test_zygote.py::test_an_agent_is_born_and_its_end_is_told",
+        "delivery/test_zygote.py::test_ids_below_the_floor_are_refused",
+        "postfix/test_privileges.py::test_the_zygote_is_asked_for_more",
+    )),
+    Cell("zygote", "may", "kill its agents", (
+        "delivery/test_zygote.py::test_an_agent_can_be_killed",
+        "delivery/test_zygote.py::test_a_stranger_is_not_killed",
+    )),
+    Cell("zygote", "never", "read anything but the monitor's fixed requests", (
+        "delivery/test_zygote.py::test_a_monitor_that_talks_nonsense_is_left",
+    )),
+    Cell("zygote", "never", "run rule code before the drop", ("delivery/test_cells.py::test_the_zygote_drops_first",)),
+    Cell("agent", "may", "open its user's rules, decide, journal, file", (
+        "delivery/test_monitor_agents.py::test_rules_file_and_refuse",
+    )),
+    Cell("agent", "never", "submit mail by itself, speak to anybody, start a program", (
+        TAKEN, "delivery/test_monitor.py::test_what_an_agent_holds_and_never_may",
+    )),
+    Cell("agent", "never", "change its ids", (
+        TAKEN,
+        "delivery/test_linux.py::test_become_takes_ids_and_gives_up_everything_else",
+    )),
+    Cell("agent", "never", "outlive its deadline", (
+        "delivery/test_monitor.py::test_a_deadline_kills_the_agent_and_what_it_forked",
+    )),
+    Cell("agent", "never", "touch another user's files", (
+        TAKEN, "delivery/test_monitor_agents.py::test_another_persons_home_is_out_of_reach",
+    )),
+    Cell("script", "may", "compute", ("delivery/test_sandbox.py::test_what_it_may",)),
+    Cell("script", "never", "write, open beyond its folder, network, exec, fork, signal", (
+        "delivery/test_sandbox.py::test_escapes", "delivery/test_sandbox.py::test_the_filter_alone",
+    )),
+    Cell("submit", "may", "send for keep to the envelope's recipient", (
+        "delivery/test_submit.py::test_keep_hands_the_message_back_as_it_came",
+    )),
+    Cell("submit", "may", "send forwards that policy allows, replies that the guards allow", (
+        "delivery/test_submit.py::test_a_loop_is_refused", "delivery/test_submit.py::test_forwards_are_bounded",
+        "delivery/test_submit.py::test_the_guards_cannot_be_gone_round",
+    )),
+    Cell("submit", "never", "take a sender or recipient from an agent beyond that", (
+        "delivery/test_submit.py::test_nothing_beyond_the_requests",
+        "delivery/test_submit.py::test_nothing_before_the_envelope",
+    )),
+    Cell("submit", "never", "listen to anybody but the monitor", (
+        "delivery/test_submit.py::test_only_the_monitor_may_ask",
+    )),
+    Cell("submit", "never", "other ids, a home, the other services", (TAKEN,)),
+    Cell("all", "never", "more than their units leave open", (
+        "packaging/test_units.py::test_exposure", "packaging/test_units.py::test_only_the_monitor_has_capabilities",
+        "packaging/test_units.py::test_no_network_and_no_namespace",
+    )),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.process} {cell.word} {cell.what}")
+def test_each_cell_has_its_tests(cell: Cell) -> None:
+    """What the table names is there."""
+    assert cell.word in ("may", "never")
+    for name in cell.tests:
+        file, _, function = name.partition("::")
+        names = {
+            node.name
+            for node in ast.walk(ast.parse((TESTS / file).read_bytes()))
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        }
+        assert names, file
+        assert not function or function in names, name
+
+
+def test_each_process_has_both() -> None:
+    """No process of the table without what it may and what it must never."""
+    words = {(cell.process, cell.word) for cell in CELLS}
+    for process in {cell.process for cell in CELLS} - {"all"}:
+        assert {(process, "may"), (process, "never")} <= words
+
+
+def called(path: Path) -> Iterator[str]:
+    """Yield the dotted names of what a module calls."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+OPENING = {
+    "open", "os.open", "os.fdopen", "os.read", "os.pread", "os.readv", "os.listdir", "os.scandir", "mmap.mmap",
+    "sealed.read", "sealed.chunks", "sealed.digest", "pwd.getpwnam", "pwd.getpwuid", "grp.getgrnam", "json.load",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["monitor", "deliveries", "agents", "children"])
+def test_the_monitor_opens_and_reads_nothing(name: str) -> None:
+    """Its loop opens no file and reads no descriptor but its sockets; what it parses is its own settings."""
+    names = set(called(DELIVERY / f"{name}.py"))
+    assert names & OPENING == set()
+    parsing = [one for one in called(DELIVERY / f"{name}.py") if one.startswith(("json.", "yaml.", "email.", "re."))]
+    assert parsing == (["json.loads"] if name == "monitor" else [])  # run(): the settings it was started with
+
+
+@pytest.mark.parametrize("path", sorted(MILTER.glob("*.py")), ids=lambda path: path.stem)
+def test_only_the_supervisor_forks(path: Path) -> None:
+    """Workers have libmilter's threads, and what they would fork could hang in a lock for ever."""
+    forking = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.popen", "fork"}
+    names = {one for one in called(path) if one in forking or one.startswith(("subprocess.", "multiprocessing."))}
+    assert names == ({"os.fork"} if path.stem == "supervisor" else set())
+
+
+def test_the_zygote_drops_first() -> None:
+    """In the child, `drop` comes before `serve`, where rule code begins; what `drop` calls knows of no mail."""
+    tree = ast.parse((DELIVERY / "zygote.py").read_bytes())
+    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    calls = [ast.unparse(one.func) for one in ast.walk(functions["_child"]) if isinstance(one, ast.Call)]
+    assert calls.index("drop") < calls.index("self._serve")
+    used = {ast.unparse(one.func).partition(".")[0] for one in ast.walk(functions["drop"]) if isinstance(one, ast.Call)}
+    assert used <= {"signal", "os", "linux", "seccomp"}

@@ -1,0 +1,138 @@
+"""Each process of milterapp, taken over (`taken_over.py`) beside the others on a running host: what it may, and never.
+
+`tests/delivery/test_cells.py` has the table of who may what, and never, and names what proves each line of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milterapp.settings import Settings
+from tests.postfix import processes
+from tests.postfix.harness import PYTHON, Site, message
+
+pytestmark = [pytest.mark.root, pytest.mark.postfix]
+
+PROGRAM = str(Path(__file__).with_name("taken_over.py"))
+ACCOUNTS = ("alice", "bob", "milterapp-submit", "milterapp-monitor", "milterapp-pipe", "milterapp-lmtp")
+QUEUE = "/var/spool/postfix"
+SOCKETS = {
+    "the monitor": (socket.SOCK_SEQPACKET, "/run/milterapp/monitor/socket"),
+    "submit": (socket.SOCK_SEQPACKET, "/run/milterapp/submit/socket"),
+    "the milter": (socket.SOCK_STREAM, f"{QUEUE}/milterapp/milter"),
+    "the milter's control": (socket.SOCK_STREAM, f"{QUEUE}/milterapp/milter.control"),
+    "the LMTP door": (socket.SOCK_STREAM, f"{QUEUE}/milterapp-lmtp/socket"),
+    "hand-back": (socket.SOCK_STREAM, f"{QUEUE}/public/milterapp-hand-back"),
+    "sending": (socket.SOCK_STREAM, f"{QUEUE}/public/milterapp-send"),
+    "Postfix's queue manager": (socket.SOCK_STREAM, f"{QUEUE}/public/qmgr"),
+    "Postfix's bounce": (socket.SOCK_STREAM, f"{QUEUE}/private/bounce"),
+}
+
+
+def _settings(folder: Path) -> str:
+    """Return the site's settings, with sockets and state of its own."""
+    settings = dataclasses.asdict(Settings())
+    rules = folder / "rules.yaml"
+    rules.write_text("rules:\n  - name: none\n    if:\n      client: 203.0.113.255\n    then: accept\n")
+    settings["milter"] |= {"socket": f"{folder}/milter/socket", "rules": str(rules), "workers": 1}
+    settings["delivery"] |= {"socket": f"{folder}/monitor/socket"}
+    settings["submit"] |= {"socket": f"{folder}/submit/socket", "state": f"{folder}/state"}
+    settings["lmtp"] |= {"socket": f"{folder}/lmtp/socket"}
+    return json.dumps(settings)
+
+
+@pytest.fixture(scope="module")
+def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
+    """Take over every process, once; give what each tried, and what came of it."""
+    host.reset()
+    host.rules("alice", "rules:\n  - name: all\n    then: {file: Filed}\n")
+    host.send(message("warm"))
+    host.settle()
+    host.start_service("lmtp")
+    Path("/var/mail/bob").write_text("")
+    shutil.chown("/var/mail/bob", "bob", "bob")
+    Path("/var/mail/bob").chmod(0o600)
+    folder = Path("/tmp/taken-over")
+    folder.mkdir()
+    folder.chmod(0o1777)
+    pids = {
+        role: host.pids(role)[0] for role in ("milter", "worker", "monitor", "resolver", "zygote", "agent", "submit")
+    }
+    pids |= {"postfix": processes.master(), "lmtp": host._services["lmtp"].pid}
+    targets = {"ids": {name: pwd.getpwnam(name).pw_uid for name in ACCOUNTS}, "pids": pids, "sockets": SOCKETS}
+    (folder / "targets.json").write_text(json.dumps(targets))
+    settings = _settings(folder)
+    try:
+        for role in ("milter", "submit", "lmtp", "client", "monitor"):
+            ids: dict[str, Any] = (
+                {"user": "milterapp-pipe", "group": "milterapp-pipe", "extra_groups": []} if role == "client" else {}
+            )
+            done = subprocess.run(
+                [PYTHON, "-I", "-B", PROGRAM, role, str(folder), settings],
+                check=False, capture_output=True, text=True, timeout=120, cwd="/", **ids,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{role}: {done.stdout}{done.stderr}"
+        yield {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    finally:
+        host.stop_service("lmtp")
+        shutil.rmtree(folder)
+        for name in ("alice", "bob"):
+            for path in Path(f"/home/{name}").glob("from-*"):
+                path.unlink()
+
+
+# What succeeds; everything else that `taken_over.py` tries must be refused.
+UNIT = {"the network"}  # closed by the units: PrivateNetwork, IPAddressDeny and RestrictAddressFamilies
+ORDINARY = {
+    "a new process",
+    "a program",
+    "to listen",
+    "a user namespace by clone",
+}  # as any account; so RestrictNamespaces
+SAME = {"kill monitor", "kill zygote", "kill resolver", "memory of zygote"}  # one account
+MAY: Mapping[str, set[str]] = {
+    "supervisor": UNIT | ORDINARY | {"the socket of the milter", "the socket of the milter's control", "kill milter",
+                                     "kill worker"},
+    "worker": UNIT | ORDINARY | {"the socket of the milter", "the socket of the milter's control", "kill milter",
+                                 "kill worker"},
+    "client": UNIT | ORDINARY | {"the socket of the monitor"},
+    "lmtp": UNIT | ORDINARY | {"the socket of the monitor", "the socket of the LMTP door", "kill lmtp"},
+    "submit": UNIT | ORDINARY | {"the socket of submit", "the socket of hand-back", "the socket of sending",
+                                 "the socket of Postfix's queue manager", "what submit remembers", "become submit",
+                                 "kill submit"},
+    "monitor": UNIT | SAME | {"a new process", "a program", "to listen", "become bob", "the socket of submit",
+                              "the socket of the monitor", "the place of the monitor's socket"},
+    "zygote": UNIT | SAME | {"a new process", "a program", "to listen", "become bob", "the socket of submit",
+                             "the socket of the monitor", "the place of the monitor's socket"},
+    "resolver": UNIT | {"the socket of the monitor", "memory of resolver"},  # which does not take it: test_monitor.py
+    "agent": {"a new process", "alice's rules", "a file in alice's home", "kill agent"},
+}  # fmt: skip
+REFUSED = {"EPERM", "EACCES"}
+
+
+@pytest.mark.parametrize("role", MAY)
+def test_taken_over(found: Mapping[str, Mapping[str, str]], role: str) -> None:
+    """A process does what it may and nothing else, whoever speaks with its voice."""
+    tried = {name: said for name, said in found[role].items() if name not in ("capabilities", "home", "user")}
+    assert len(tried) > 50
+    assert {name for name, said in tried.items() if said == "done"} == MAY[role]
+    assert {name: said for name, said in tried.items() if said not in REFUSED | {"done", "fork: EPERM"}} == {}
+    two = "00000000000000c0"
+    assert found[role]["capabilities"] == (two if role in ("monitor", "zygote") else "0" * 16)
+
+
+def test_the_zygote_is_asked_for_more(found: Mapping[str, Mapping[str, str]]) -> None:
+    """A monitor that was taken over gets an agent for a person from the zygote, and for nobody below the floors."""
+    assert found["asked"] == {
+        "alice": "SPAWNED", "root": "FAILED", "submit": "FAILED", "alice in group disk": "FAILED",
+    }  # fmt: skip
