@@ -28,6 +28,8 @@ _LINE = 16 * 1024  # bytes of one line; a longer one is rendered again within th
 _WIDE = (1000, 100)  # characters of a text, members of a list or mapping
 _NARROW = (100, 10)
 _DEPTH = 4
+_PLAIN = frozenset((bool, int, float, type(None)))
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str, separators=(",", ":"))
 _STANDARD_ERROR = 2
 _BARE = re.compile(r"[a-zA-Z0-9.\-_@/:+*<>\[\](){}~!$%&^|;#?',]+")
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", '"': '\\"'}
@@ -40,9 +42,14 @@ def bounded(value: object, text: int = _WIDE[0], members: int = _WIDE[1], depth:
 
     Bytes are read as UTF-8 with escapes; what is of no plain type becomes its str(). What was cut off is counted.
     """
+    kind = type(value)
+    if kind is str and len(value) <= text:  # type: ignore[arg-type]
+        return value
+    if kind in _PLAIN:
+        return value
     if isinstance(value, str) and len(value) <= text:
         return str(value)
-    if value is None or isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, bytes):
         value = value[: 4 * text].decode("utf-8", "backslashreplace")
@@ -77,8 +84,8 @@ def _key(key: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    if text.isprintable() and '"' not in text and "\\" not in text and _HIDDEN.isdisjoint(text):
-        return text
+    if text.isprintable():  # which nothing in _HIDDEN is
+        return text.replace("\\", "\\\\").replace('"', '\\"')
     out = []
     for char in text:
         if char in _ESCAPES:
@@ -91,6 +98,8 @@ def _escaped(text: str) -> str:
 
 
 def _logfmt(value: object) -> str:
+    if type(value) is str:
+        return value if _BARE.fullmatch(value) else f'"{_escaped(value)}"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
@@ -98,7 +107,7 @@ def _logfmt(value: object) -> str:
     if isinstance(value, list) and all(isinstance(one, str) and not ("," in one or '"' in one) for one in value):
         text = ",".join(value)
     elif isinstance(value, (list, Mapping)):
-        text = json.dumps(value, ensure_ascii=False, default=str, separators=(",", ":"))
+        text = _JSON.encode(value)
     else:
         text = str(value)
     return text if _BARE.fullmatch(text) else f'"{_escaped(text)}"'

@@ -91,19 +91,21 @@ class _Shared:
 
     context: Context
     counters: Counters | None = None
+    log = _log  # bound to its service once, when it is known how to log
     protocol = 0  # what was agreed on last: for a server that changes connections without negotiating again
 
 
 class Session:
     """One connection: its conversation, what was negotiated, the time it took."""
 
-    __slots__ = ("conversation", "protocol", "spent")
+    __slots__ = ("conversation", "protocol", "spent", "to_field")
 
     def __init__(self, protocol: int) -> None:
         answers = frozenset(
             step for step in _Shared.context.plan.answers if not protocol & (_BITS[step][0] | _BITS[step][1])
         )
         self.protocol = protocol
+        self.to_field = _UNANSWERED if protocol & milter.P_NR_HDR else _GO_ON  # what a header field is answered
         self.spent: dict[Step, float] = {}
         self.conversation = Conversation(
             _Shared.context,
@@ -132,7 +134,7 @@ class Session:
             if _Shared.counters is not None:
                 _Shared.counters.add(one, sum(self.spent.values()), observers)
             fields = fields_of(one, observers, {step: spent * 1000 for step, spent in self.spent.items()})
-            (_log.error if one.fault else _log.info)("message", **fields)
+            (_Shared.log.error if one.fault else _Shared.log.info)("message", **fields)
             self.spent = {}
 
 
@@ -276,10 +278,16 @@ def _data(session: Session, ctx: Any) -> Said:
     return session.conversation.data()
 
 
-@_step("header")
-def _header(session: Session, _ctx: Any, name: str, value: bytes) -> Said:
-    session.conversation.field(name.encode(), value)
-    return CONTINUE
+def _header(ctx: Any, name: str, value: bytes) -> int:
+    """Take a field: most callbacks are this one, which decides nothing and is not worth timing."""
+    session: Session | None = ctx.getpriv()
+    try:
+        if session is None:
+            session = _adopt(ctx, _Shared.protocol)
+        session.conversation.field(name.encode(), value)
+    except BaseException as error:  # noqa: BLE001 - as in every callback
+        return _fault(ctx, session, "header", error)
+    return session.to_field
 
 
 @_step("eoh")
@@ -367,6 +375,7 @@ def serve(context: Context, counters: Counters | None = None) -> None:
     """Serve connections until libmilter is stopped, which abandons those it has."""
     _Shared.context = context
     _Shared.counters = counters
+    _Shared.log = log.get("milter").bind()
     sys.excepthook = _untrapped
     _ticker.start()
     milter.main()

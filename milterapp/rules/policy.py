@@ -128,6 +128,11 @@ class Policy:
         read |= {action.stage() for rule in self.rules for action in rule.actions if action.stage() > Stage.CONNECT}
         return frozenset(read)
 
+    @cached_property
+    def first(self) -> Stage:
+        """The earliest stage at which a rule may be known; before it, none is."""
+        return min(self.stages | {rule.stage for rule in self.rules}, default=Stage.CONNECT)
+
     @property
     def reads_headers(self) -> bool:
         """Whether any rule reads the header or the body."""

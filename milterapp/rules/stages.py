@@ -46,6 +46,10 @@ class Answer:
         return not self.settled
 
 
+_NOTHING = Answer()
+_UNKNOWN = Decision(settled=False)
+
+
 class SiteSession:
     """One connection and the messages on it, one after the other.
 
@@ -92,14 +96,16 @@ class SiteSession:
     def helo(self, name: str) -> Answer:
         """Take the name of HELO or EHLO."""
         self._settled.pop(Stage.HELO, None)  # a client says it anew after STARTTLS
-        self._connection = replace(self._connection, helo=name)
+        before = self._connection
+        self._connection = Envelope(before.client, before.client_name, before.local, name)
         self.reset()
         return self._early(Stage.HELO)
 
     def mail(self, sender: str, login: str, tls: bool, now: datetime | None = None) -> Answer:  # noqa: FBT001
         """Take the envelope sender, "" for the null sender; login: SASL user or ""; now: the time of this attempt."""
         self.reset()
-        self._envelope = replace(self._connection, sender=sender, login=login, tls=tls)
+        before = self._connection
+        self._envelope = Envelope(before.client, before.client_name, before.local, before.helo, sender, login, tls)
         self._now = now
         return self._early(Stage.MAIL)
 
@@ -108,8 +114,11 @@ class SiteSession:
         if self._message is not None:
             self._recipients[address] = None
             return _answer(self._message)
+        if self._recipients.get(address) is None and self.policy.first > Stage.RCPT:
+            self._recipients[address], self._latest[address] = None, _UNKNOWN
+            return _NOTHING
         if self._recipients.get(address) is None:
-            so_far = replace(self._envelope, recipients=(*self._live(), address))
+            so_far = self._envelope_for((*self._live(), address))
             self._seen = evaluation = self._evaluate(Stage.RCPT, so_far, recipient=address)
             decision = self._decide(evaluation)
             told = decision.settled and not decision.could_not_tell
@@ -164,6 +173,8 @@ class SiteSession:
 
     def _early(self, stage: Stage) -> Answer:
         if self._message is None:
+            if stage < self.policy.first:
+                return _NOTHING
             self._seen = self._evaluate(stage, self._envelope)
             decision = self._decide(self._seen)
             if decision.settled:
@@ -172,6 +183,10 @@ class SiteSession:
                     self._settled[stage] = decision
         return Answer() if self._message is None else _answer(self._message)
 
+    def _envelope_for(self, recipients: tuple[str, ...]) -> Envelope:
+        one = self._envelope
+        return Envelope(one.client, one.client_name, one.local, one.helo, one.sender, one.login, one.tls, recipients)
+
     def _live(self) -> tuple[str, ...]:
         """Return the recipients that are neither refused nor removed."""
         gone = (*REFUSALS, Verdict.DISCARD)
@@ -179,7 +194,7 @@ class SiteSession:
 
     def _late(self, stage: Stage, mail: Mail) -> Answer:
         if self._message is None:
-            envelope = replace(self._envelope, recipients=self._live())
+            envelope = self._envelope_for(self._live())
             self._latest = {}
             for address in self._asked():
                 evaluation = self._evaluate(stage, envelope, address, mail)
@@ -220,6 +235,8 @@ class SiteSession:
             if chosen:
                 return _with_most(chosen[0], found if verdict is Verdict.HOLD else ())
         settled = [one for one in self._recipients.values() if one is not None and one.verdict not in REFUSALS]
+        if len(found) == 1 and not settled and found[0].verdict is Verdict.NONE:
+            return found[0]
         verdicts = {one.verdict for one in (*found, *settled)}
         template = (found or settled)[-1] if found or settled else Decision()
         if verdicts == {Verdict.DISCARD}:

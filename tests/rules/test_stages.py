@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from milterapp.mail.envelope import Stage
 from milterapp.mail.limits import Limits
 from milterapp.mail.message import Mail
 from milterapp.rules.decision import Decision, Verdict
@@ -218,3 +219,38 @@ def test_a_policy_knows_which_stages_it_reads() -> None:
     assert (header.reads_headers, header.reads_body) == (True, False)
     assert site(("{size: {over: 1 MB}}", "reject")).reads_body is True
     assert site(("{client: 192.0.2.7}", "{add_header: {X-A: '${subject}'}}")).reads_headers is True
+
+
+@pytest.mark.parametrize(
+    ("condition", "first"),
+    [
+        ("{client: 192.0.2.7}", Stage.CONNECT),
+        ("{helo: x}", Stage.HELO),
+        ("{sender: a@example.com}", Stage.MAIL),
+        (f"{{recipient: {A}}}", Stage.RCPT),
+        ("{subject: x}", Stage.HEADERS),
+        ("{body: x}", Stage.BODY),
+        ("{any: [{body: x}, {subject: x}]}", Stage.HEADERS),
+        ("{not: {any: [{helo: x}, {body: x}]}}", Stage.HELO),
+        ("{score: {over: 3}}", Stage.CONNECT),
+    ],
+)
+def test_first_stage_at_which_a_rule_may_be_known(condition: str, first: Stage) -> None:
+    """Before its first stage a policy is not asked, and says what it would have said: nothing."""
+    policy = site((condition, "{reject: 5.7.1 no}"))
+    assert policy.first is first
+    session = SiteSession(policy)
+    answers = [session.connect("192.0.2.7", "", False), session.helo("x"), session.mail("a@example.com", "", False)]
+    answers += [session.rcpt(A)]
+    evaluated = drive(policy, Mail(MESSAGE), replace(ENVELOPE, client="192.0.2.7", helo="x", recipients=(A,)))
+    for stage, answer in zip(Stage, answers, strict=False):
+        if stage < first:
+            assert answer == Answer()
+    assert evaluated.settled
+
+
+def test_a_policy_of_rules_without_conditions_is_known_at_connect() -> None:
+    """A rule that always matches refuses at once."""
+    policy = policy_of("rules:\n- name: all\n  then: {reject: 5.7.1 no}\n", site=True)
+    assert policy.first is Stage.CONNECT
+    assert SiteSession(policy).connect("192.0.2.7", "", False).verdict is Verdict.REJECT
