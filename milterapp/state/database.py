@@ -10,7 +10,7 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 __all__ = ["Database", "StateError"]
@@ -33,7 +33,11 @@ class Database:
         self._lock = threading.Lock()
         try:
             _check(path)
-            self._connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+            # mode=rw: what `_check` did not make is not there, even where its folder is another one by now
+            uri = f"file:{path.replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?mode=rw"
+            self._connection = sqlite3.connect(
+                uri, timeout=_BUSY, isolation_level=None, check_same_thread=False, uri=True
+            )
         except (sqlite3.Error, OSError) as error:
             raise StateError(f"{path}: {error}") from error
         try:
@@ -119,15 +123,25 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _check(path: str) -> None:
-    """Refuse a state file that somebody else could have written: another owner, open modes, a link."""
-    for name, wanted in ((os.path.dirname(path) or ".", stat.S_ISDIR), (path, stat.S_ISREG)):
+    """Refuse a state file that somebody else could have written: another owner, open modes, a link. Make a missing one.
+
+    No link is followed below the folder's parent, so nothing is made elsewhere.
+    """
+    parent, name = os.path.split(path)
+    folder = os.open(parent or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _ours(os.fstat(folder), stat.S_ISDIR, parent)
         try:
-            found = os.lstat(name)
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
-            if name == path:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                os.close(descriptor)
-                return
-            raise
-        if not wanted(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            raise StateError(f"{name}: must be our own, with no write permission for others (chmod go-w)")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o600, dir_fd=folder))
+        else:
+            _ours(found, stat.S_ISREG, path)
+    finally:
+        os.close(folder)
+
+
+def _ours(found: os.stat_result, wanted: Callable[[int], bool], name: str) -> None:
+    if not wanted(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StateError(f"{name}: must be our own, with no write permission for others (chmod go-w)")

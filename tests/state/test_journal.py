@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milterapp.state import database
 from milterapp.state.journal import Journal, Key, StateError
 
 KEY = Key("4XyZ", "bob@example.org", "info@example.org", "00ff")
@@ -174,6 +175,38 @@ def test_a_bad_state_file_is_a_named_fault(path: str, damage: object) -> None:
     damage(path)
     with pytest.raises(StateError, match="state"):
         Journal(path)
+
+
+def test_a_folder_exchanged_at_the_last_moment_is_not_written_to(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that takes the folder's place after it was looked at leads nowhere: nothing is made at its other end."""
+    folder = Path(path).parent
+    other = folder.parent / "other"
+    other.mkdir(mode=0o700)
+    looked = database._check
+
+    def exchanged(checked: str) -> None:
+        looked(checked)
+        folder.rename(folder.with_name("aside"))
+        folder.symlink_to(other)
+
+    monkeypatch.setattr(database, "_check", exchanged)
+    with pytest.raises(StateError, match="unable to open"):
+        Journal(path)
+    monkeypatch.undo()
+    with pytest.raises(StateError):
+        Journal(path)  # and a link that stays is refused
+    assert list(other.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "what?", "#1", "%3f"])
+def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """A name that means something in an URI is a name."""
+    folder = tmp_path / name
+    folder.mkdir(mode=0o700)
+    journal = Journal(str(folder / "journal.sqlite"))
+    assert journal.prepare(KEY, "one", 1).fresh
+    journal.close()
+    assert (folder / "journal.sqlite").stat().st_size > 0
 
 
 def test_a_fault_inside_a_transaction_leaves_it_usable(path: str) -> None:
