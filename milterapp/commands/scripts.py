@@ -15,7 +15,7 @@ from milterapp.commands.failure import complain
 from milterapp.delivery import sandbox
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.rulefile import ScriptPlace, UnsafeError, plain_files
-from milterapp.delivery.scripts import MEMORY, Told, memory_of, plan_limits, run_script
+from milterapp.delivery.scripts import MEMORY, Runner, Told, memory_of, plan_limits, run_script
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Scripted
@@ -54,7 +54,7 @@ class Sources:
         job = Job(self.sources[script], os.path.basename(script), raw, envelope, limits, plan_limits(settings))
         try:
             with self._memory() as kept, self.place(script) as place:
-                found = run_script(job, script, place, memory_of(kept, script, envelope.sender), settings)
+                found = run_script(job, script, place, memory_of(kept, script, envelope.sender), Runner(settings))
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
         if isinstance(found, Told):

@@ -1,4 +1,4 @@
-"""The script process: a fork that can compute, read a few folders, ask its parent, and answer once; nothing else.
+"""The script process: a fork that can compute, read a few folders, ask its parent, and answer it; nothing else.
 
 Must never: begin the work before everything is taken away, take half an answer for a whole one, or wait past the
 deadline; import rules or script (what it runs is handed in).
@@ -35,7 +35,7 @@ Ask = Callable[[bytes], bytes]  # a question of the child, answered by its paren
 Work = Callable[[Ask], bytes]  # what the child does, and its answer
 
 _HEAD = struct.Struct("=cI")  # a frame of the child: `?` a question or `=` the answer, and its length
-_LENGTH = struct.Struct("=I")  # of an answer to a question
+_LENGTH = struct.Struct("=I")  # of an answer to a question, and of a job
 _OUT, _IN = 3, 4  # the child's descriptors
 _QUESTION = 64 * 1024  # bytes
 _NO_MEMORY, _FAULT, _NOT_SET_UP = 71, 70, 72  # exit statuses of the child
@@ -99,25 +99,37 @@ def run(
     readable: more that can be read, paths or descriptors. shared: False where the folder itself cannot be read. The
     caller has one thread.
     """
+    grants = [*readable, *([] if folder is None or not shared else [folder])]
+    pid, from_child, to_child = _fork(work, folder, grants, bounds, floor)
+    try:
+        return _Parent(pid, from_child, to_child, bounds, answer).run()
+    finally:
+        os.close(from_child)
+        os.close(to_child)
+
+
+def _fork(
+    work: Work, folder: str | int | None, grants: Iterable[str | int], bounds: Bounds, floor: str
+) -> tuple[int, int, int]:
+    """Return the pid of a script process, and the descriptors to read from and to write to it."""
     level = probe()
     if not level.reaches(floor):
         raise SandboxError("level", f"this machine's {level} is below the site's floor ({floor})")
     from_child, to_parent = os.pipe()
     from_parent, to_child = os.pipe()
-    grants = [*_python(), *readable, *([] if folder is None or not shared else [folder])]
     try:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _child(work, parent, (to_parent, from_parent), folder, grants, bounds)
+            _child(work, parent, (to_parent, from_parent), folder, [*_python(), *grants], bounds)
+    except OSError:
+        os.close(from_child)
+        os.close(to_child)
+        raise
+    finally:
         os.close(to_parent)
         os.close(from_parent)
-        to_parent = from_parent = -1
-        return _Parent(pid, from_child, to_child, bounds, answer).run()
-    finally:
-        for descriptor in (from_child, to_parent, from_parent, to_child):
-            if descriptor >= 0:
-                os.close(descriptor)
+    return pid, from_child, to_child
 
 
 # The child
@@ -224,12 +236,14 @@ def _ask(question: bytes) -> bytes:
 class _Parent:
     """The parent's side: reads frames, answers questions, keeps deadline and bounds, and leaves no child behind."""
 
-    def __init__(self, pid: int, from_child: int, to_child: int, bounds: Bounds, answer: Ask | None) -> None:
+    def __init__(
+        self, pid: int, from_child: int, to_child: int, bounds: Bounds, answer: Ask | None, job: bytes = b""
+    ) -> None:
         self._pid, self._from, self._to = pid, from_child, to_child
         self._bounds, self._answer = bounds, answer
         self._until = time.monotonic() + bounds.wall
         self._buffer = bytearray()
-        self._pending = b""
+        self._pending = job
         self._heard = self._asked = 0
         self._found: bytes | None = None
 
@@ -249,14 +263,28 @@ class _Parent:
             raise SandboxError("crashed", "the script process ended without an answer")
         return self._found
 
+    def one(self, token: bytes) -> bytes:
+        """Return the answer, behind its token, of a child that stays; without one it is ended. Raises SandboxError."""
+        try:
+            self._listen(stays=True)
+            if self._buffer or (self._found is not None and not self._found.startswith(token)):
+                raise SandboxError("protocol", "the script process spoke out of turn")
+        except BaseException:
+            self._end()
+            raise
+        if self._found is None:
+            status, used = self._end()
+            raise self._fault(status, used) or SandboxError("crashed", "the script process ended without an answer")
+        return self._found.removeprefix(token)
+
     def _left(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
             raise SandboxError("time", f"the script took more than {self._bounds.wall:g} seconds")
         return left * 1000
 
-    def _listen(self) -> None:
-        """Serve the child until it closes its end."""
+    def _listen(self, *, stays: bool = False) -> None:
+        """Serve the child until it closes its end, or, where it stays, has answered."""
         os.set_blocking(self._from, False)
         os.set_blocking(self._to, False)
         poll = select.poll()
@@ -277,6 +305,8 @@ class _Parent:
                 if not piece:
                     return
                 self._hear(piece)
+                if stays and self._found is not None:
+                    return
 
     def _hear(self, piece: bytes) -> None:
         self._heard += len(piece)

@@ -22,23 +22,25 @@ from milterapp.delivery import outputs, sandbox
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.rulefile import Loaded, RuleFile, ScriptPlace, UnsafeError
 from milterapp.delivery.said import change_of, said
+from milterapp.delivery.sandbox_warm import Warm
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Decision, Forward, Scripted, Send, SendReply
 from milterapp.rules.truth import Failed
 from milterapp.script import memory
 from milterapp.script.memory import Memory, Remembered
-from milterapp.script.plan import Failure, PlanError, PlanLimits, decode
-from milterapp.script.run import Job, work
+from milterapp.script.plan import Failure, Plan, PlanError, PlanLimits, decode
+from milterapp.script.run import Job, serve, to_bytes, work
 from milterapp.state.conversations import Conversations
 from milterapp.state.database import StateError
 
-__all__ = ["MEMORY", "RefusedError", "Scripts", "Told", "mails_of", "plan_limits", "run_script"]
+__all__ = ["MEMORY", "RefusedError", "Runner", "Scripts", "Told", "mails_of", "plan_limits", "run_script"]
 
 MEMORY = "scripts.sqlite"  # below the state folder, as the lock is
 _LOCK = "scripts.lock"
 _MOST_KEYS = 100_000
 _DAY = 86400
+_LONGEST_WARM = 1 << 20  # bytes of a message that is given to a process which stays
 _OURS = frozenset({"set-up"})  # reasons of a SandboxError that are no fault of a script's
 
 
@@ -84,20 +86,68 @@ def memory_of(kept: Conversations | None, script: str, sender: str) -> Memory:
     return Remembered() if kept is None else _Kept(kept, script, sender)
 
 
-def run_script(
-    job: Job, script: str, place: ScriptPlace, remembered: Memory, settings: AgentSettings
-) -> Scripted | Told:
+class Runner:
+    """Runs jobs, one script process for each; where it is warm, in one that stays for the same script's next message.
+
+    Whatever fails in a process that did another message before is done again in a process of its own, so no failure
+    has its cause in another message.
+    """
+
+    def __init__(self, settings: AgentSettings, *, warm: bool = False) -> None:
+        self._floor = settings.sandbox
+        self._bounds = sandbox.Bounds(wall=min(sandbox.Bounds().wall, settings.deadline / 3))
+        self._warm = warm
+        self._process: Warm | None = None
+        self._made_of: object = None
+
+    def run(self, job: Job, place: ScriptPlace, ask: sandbox.Ask) -> Plan | Failure:
+        """Return the plan or the failure. Raises SandboxError, PlanError, OSError."""
+        if self._warm and len(job.raw) <= _LONGEST_WARM:
+            process = self._process_for(job, place)
+            fresh = process.jobs == 0
+            try:
+                found = decode(process.run(to_bytes(job), ask), job.plan_limits)
+            except (sandbox.SandboxError, PlanError):
+                self.end()
+                if fresh:
+                    raise
+            else:
+                if isinstance(found, Plan):
+                    return found
+                self.end()
+                if fresh:
+                    return found
+        answer = sandbox.run(
+            work(job), place.folder, self._bounds, ask, self._floor, place.readable, shared=place.shared
+        )  # fmt: skip
+        return decode(answer, job.plan_limits)
+
+    def end(self) -> None:
+        """Let no process stay."""
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+    def _process_for(self, job: Job, place: ScriptPlace) -> Warm:
+        """Return the process that did the last message, where it is of the same script and folder; else a new one."""
+        places = (*place.readable, *([] if place.folder is None else [place.folder]))
+        made_of = (job.file, job.source, [(found.st_dev, found.st_ino) for found in map(os.fstat, places)])
+        if self._process is None or self._process.worn or self._made_of != made_of:
+            self.end()
+            self._process = Warm(
+                serve, place.folder, self._bounds, self._floor, place.readable, shared=place.shared
+            )  # fmt: skip
+            self._made_of = made_of
+        return self._process
+
+
+def run_script(job: Job, script: str, place: ScriptPlace, remembered: Memory, runner: Runner) -> Scripted | Told:
     """Return what a script says of a message, or what its author is to read.
 
     Raises RefusedError below the site's floor; SandboxError for faults of ours, StateError, OSError.
     """
-    bounds = sandbox.Bounds(wall=min(sandbox.Bounds().wall, settings.deadline / 3))
     try:
-        answer = sandbox.run(
-            work(job), place.folder, bounds, partial(memory.answer, remembered), settings.sandbox, place.readable,
-            shared=place.shared,
-        )  # fmt: skip
-        found = decode(answer, job.plan_limits)
+        found = runner.run(job, place, partial(memory.answer, remembered))
         if isinstance(found, Failure):
             return _told(job, script, found)
         return said(found, script, job.envelope.sender)
@@ -138,6 +188,7 @@ class Scripts:
         self._make_state = make_state
         self._limits = Limits(**settings.limits)
         self._plan_limits = plan_limits(settings)
+        self._runner = Runner(settings, warm=True)
         self._kept: Conversations | None = None
         self._lock = -1
         self._known: set[str] = set()  # messages whose record the journal has
@@ -167,7 +218,7 @@ class Scripts:
             self._hold(home)
             with self._rules.script_place(home, script) as place:
                 kept = memory_of(self._memory(home), script, _sender(envelope))
-                found = run_script(job, script, place, kept, self._settings)
+                found = run_script(job, script, place, kept, self._runner)
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
         if isinstance(found, Told):

@@ -5,6 +5,7 @@ Must never: carry anything out, or give a plan of a script that raised: then not
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits,
 from milterapp.script.routes import START, Application, is_state
 from milterapp.script.untrusted import WAYS_OUT
 
-__all__ = ["Job", "examine", "run", "work"]
+__all__ = ["Job", "examine", "run", "serve", "to_bytes", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,24 @@ class _Call:
     captures: dict[str, str]
     state: str = ""
     per: tuple[str, ...] = ()
+
+
+def to_bytes(job: Job) -> bytes:
+    """Return a job as a script process that stays is given it: one line of JSON, the script, the message."""
+    envelope, limits = dataclasses.asdict(job.envelope), dataclasses.asdict(job.limits)
+    said = [job.file, len(job.source), job.checked, envelope, limits, dataclasses.asdict(job.plan_limits)]
+    return json.dumps(said, ensure_ascii=True).encode("ascii") + b"\n" + job.source + job.raw
+
+
+def serve(data: bytes, ask: Callable[[bytes], bytes]) -> bytes:
+    """Do what `work` does, with a job that to_bytes wrote. The script is loaded anew for each."""
+    line, _, rest = data.partition(b"\n")
+    file, length, checked, envelope, limits, plan_limits = json.loads(line)
+    envelope["recipients"] = tuple(envelope["recipients"])
+    job = Job(
+        rest[:length], file, rest[length:], Envelope(**envelope), Limits(**limits), PlanLimits(**plan_limits), checked
+    )  # fmt: skip
+    return encode(run(job, Asked(ask)))
 
 
 def work(job: Job) -> Callable[[Callable[[bytes], bytes]], bytes]:

@@ -312,6 +312,42 @@ def test_a_changed_script_is_read_again(person: Person, start: Start) -> None:
     assert (len(person.mail("Maildir/.A")), len(person.mail("Maildir/.B"))) == (1, 1)
 
 
+def test_nothing_of_one_message_is_left_for_the_next(person: Person, start: Start) -> None:
+    """One process may do both, but the script is loaded anew: what it kept in its own names is gone."""
+    with_script(person, "SEEN = []\n" + plain("SEEN.append(1)", "mail.file('A')", "store['seen'] = len(SEEN)"))
+    agent = start()
+    for number in range(3):
+        assert agent.deliver(Submit(), queue_id=f"4{number}").status == "ok"
+    assert memory(person)["stored"] == [("seen", 0, "1")]
+
+
+ONCE = "os = __import__('typing').sys.modules['os']"
+LEFT = {
+    "leaves": "os._exit(0) if hasattr(os, 'was') else setattr(os, 'was', 1)",
+    "raises": "1 / (not hasattr(os, 'was')) and setattr(os, 'was', 1)",
+    "speaks": "os.write(3, b'x') if hasattr(os, 'was') else setattr(os, 'was', 1)",
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_no_message_fails_for_what_another_left(person: Person, start: Start, name: str) -> None:
+    """A failure in a process that did another message is tried again in one of its own; only that counts."""
+    with_script(person, plain(ONCE, LEFT[name], "mail.file('A')"))
+    agent = start()
+    submit = Submit()
+    assert [agent.deliver(submit, queue_id=f"4{number}").status for number in range(4)] == ["ok"] * 4
+    assert submit.kinds == []
+    assert len(person.mail("Maildir/.A")) == 4
+
+
+def test_a_large_message_has_a_process_of_its_own(person: Person, start: Start) -> None:
+    """It is not sent through a pipe; what becomes of it is the same."""
+    with_script(person, plain("mail.file('A')", "store['size'] = mail.size"))
+    big = MESSAGE + b"x" * 2_000_000
+    assert start().deliver(Submit(), big).status == "ok"
+    assert memory(person)["stored"] == [("size", 0, str(len(big)))]
+
+
 READS = {
     "beside": ("words.txt", True),
     "the rules": ("rules.yaml", True),
