@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from milterapp.delivery import direct
+from milterapp.delivery import agent, direct, linux, wire
+from milterapp.delivery.requests import JOB
+from milterapp.settings import DeliverySettings, Settings
+from tests.delivery.inside import error_of, inside
 from tests.delivery.smtp_peer import SmtpPeer
 
 COMMAND = (sys.executable, "-I", "-m", "milterapp.commands.direct")
@@ -132,6 +138,43 @@ def test_keep_over_lmtp() -> None:
             assert b"over quota" in line
         finally:
             keeper.close()
+
+
+@pytest.mark.root
+def test_the_rules_run_in_an_agents_sandbox() -> None:
+    """Who takes over the child in which rules run finds no socket, no program, no other id, and no descriptor."""
+
+    def probe(control: socket.socket, _settings: object, _home: str, _user: str) -> None:
+        job = wire.receive(control, JOB, descriptors=(2,))
+        assert job is not None
+        job.close()
+        tries = {
+            "socket": lambda: socket.socket(socket.AF_UNIX),
+            "program": lambda: os.execv("/bin/true", ["true"]),
+            "ids": lambda: os.setresuid(20001, 20001, 20001),
+            "namespace": _user_namespace,
+        }
+        said = [f"{name}:{error_of(act)}" for name, act in tries.items()]
+        said += [f"dumpable:{linux.prctl(3)}", f"open:{len(os.listdir('/proc/self/fd')) - 1}"]
+        wire.send(control, "ANSWER", {"status": "defer", "text": " ".join(said), "event": ""})
+
+    def run() -> str:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        agent.serve = probe  # type: ignore[assignment]
+        settings = dataclasses.asdict(Settings(delivery=DeliverySettings(keep="maildir")))
+        reader, writer = os.pipe()
+        os.write(writer, b"Subject: x\n\nhi\n")
+        os.close(writer)
+        return direct.deliver(settings, GIVEN, reader)[1].decode()
+
+    assert inside(run) == "4.3.0 socket:1 program:1 ids:1 namespace:1 dumpable:0 open:4"
+
+
+def _user_namespace() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(0x10000000) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
 
 
 @pytest.mark.root

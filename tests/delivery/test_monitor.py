@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from milterapp.delivery import monitor, sealed, wire
+from milterapp.delivery import monitor, sealed, wire, zygote
 from tests.delivery.chain import MESSAGE, MONITOR, STRANGER, Chain, wait_gone
 
 pytestmark = pytest.mark.root
@@ -324,6 +325,23 @@ def test_what_an_agent_holds_and_never_may(chain: Chain) -> None:
     assert set(inside["environment"]) <= {"LANG", "LC_CTYPE", "PATH", "TZ"}
     assert inside["descriptors"] == [0, 1, 2, 3, 4, 5]  # 4 and 5 came with the job
     assert {key: inside[key] for key in WANT_INSIDE} == WANT_INSIDE
+
+
+def test_an_agents_limits(chain: Chain) -> None:
+    """Memory, files, processes, descriptors and core files of an agent are bounded, soft and hard."""
+    names = {
+        resource.RLIMIT_CORE: "Max core file size", resource.RLIMIT_AS: "Max address space",
+        resource.RLIMIT_FSIZE: "Max file size", resource.RLIMIT_NOFILE: "Max open files",
+        resource.RLIMIT_NPROC: "Max processes", resource.RLIMIT_MEMLOCK: "Max locked memory",
+        resource.RLIMIT_MSGQUEUE: "Max msgqueue size",
+    }  # fmt: skip
+    assert chain.deliver() == (0, b"")
+    lines = Path(f"/proc/{chain.decided()['pid']}/limits").read_text().splitlines()
+    for which, most in zygote.LIMITS.items():
+        (line,) = [one for one in lines if one.startswith(names[which])]
+        soft, hard = line.removeprefix(names[which]).split()[:2]
+        assert soft == hard
+        assert int(soft) <= most
 
 
 def status_of(pid: int) -> dict[str, str]:

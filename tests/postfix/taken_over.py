@@ -2,7 +2,8 @@
 
     taken_over.py ROLE FOLDER SETTINGS
 
-ROLE: milter (the supervisor and a worker), submit, lmtp, client, monitor (it starts zygote, resolver and an agent).
+ROLE: milter (the supervisor and a worker), submit, lmtp, client, monitor (it starts zygote, resolver and an agent), and
+alice, what else runs with an agent's ids.
 FOLDER: where `targets.json` says whom and what to try, and where each role writes `ROLE.json`: the name of each try,
 and `done` or the name of the error. SETTINGS: as JSON, with sockets of its own, so that the services still run.
 """
@@ -224,6 +225,12 @@ def client(run: TakenOver) -> int:
     return 0
 
 
+def alice(run: TakenOver) -> int:
+    """Be a program of alice's: its ids were set before."""
+    run.tell("alice")
+    return 0
+
+
 def monitor(run: TakenOver) -> int:
     """Be the monitor, then have a zygote, a resolver and an agent."""
     from milterapp.delivery import kinds, wire
@@ -290,8 +297,8 @@ def resolver(run: TakenOver) -> int:
 
 
 ROLES: Mapping[str, Callable[[TakenOver], int]] = {
-    "milter": milter, "submit": submit, "lmtp": lmtp, "client": client, "monitor": monitor, "zygote": zygote,
-    "resolver": resolver,
+    "milter": milter, "submit": submit, "lmtp": lmtp, "client": client, "alice": alice, "monitor": monitor,
+    "zygote": zygote, "resolver": resolver,
 }  # fmt: skip
 
 

@@ -73,10 +73,9 @@ def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
     (folder / "targets.json").write_text(json.dumps(targets))
     settings = _settings(folder)
     try:
-        for role in ("milter", "submit", "lmtp", "client", "monitor"):
-            ids: dict[str, Any] = (
-                {"user": "milterapp-pipe", "group": "milterapp-pipe", "extra_groups": []} if role == "client" else {}
-            )
+        for role in ("milter", "submit", "lmtp", "client", "alice", "monitor"):
+            account = {"client": "milterapp-pipe", "alice": "alice"}.get(role)
+            ids: dict[str, Any] = {"user": account, "group": account, "extra_groups": []} if account else {}
             done = subprocess.run(
                 [PYTHON, "-I", "-B", PROGRAM, role, str(folder), settings],
                 check=False, capture_output=True, text=True, timeout=120, cwd="/", **ids,
@@ -115,6 +114,8 @@ MAY: Mapping[str, set[str]] = {
     "zygote": UNIT | SAME | {"a new process", "a program", "to listen", "become bob", "the socket of submit",
                              "the socket of the monitor", "the place of the monitor's socket"},
     "resolver": UNIT | {"the socket of the monitor", "memory of resolver"},  # which does not take it: test_monitor.py
+    # No process of milterapp: what else runs with alice's ids beside her agent.
+    "alice": UNIT | ORDINARY | {"alice's rules", "a file in alice's home", "kill agent"},
     "agent": {"a new process", "alice's rules", "a file in alice's home", "kill agent"},
 }  # fmt: skip
 REFUSED = {"EPERM", "EACCES"}
