@@ -30,7 +30,8 @@ class MilterSettings:
 
     results_from: networks whose Authentication-Results in the name of authserv_ids stay, `milters` for milters before
     this one. transports: those that rules may name. step_time, message_time: how long a step may take, and the end of a
-    message. metrics: port on 127.0.0.1, 0 for none.
+    message. metrics: port on 127.0.0.1, 0 for none. state: where rates and duplicates are counted, a folder, `memory`
+    or a Redis URL.
     """
 
     socket: str = "/var/spool/postfix/milterapp/milter"
@@ -43,6 +44,7 @@ class MilterSettings:
     step_time: float = 5.0
     message_time: float = 20.0
     metrics: int = 0
+    state: str = "/var/lib/milterapp/milter"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from milterapp.rules.document import decode, parse
 from milterapp.rules.nodes import Mapping, Node
 from milterapp.rules.problem import Problem, near_miss
 from milterapp.settings import Settings
+from milterapp.state.counting import REDIS
 
 __all__ = ["BOUNDS", "KEEP", "WORDS", "load", "parse_settings"]
 
@@ -104,6 +105,7 @@ def _value_problems(root: Node, settings: Settings) -> Iterator[Problem]:
         (_NOT_EMPTY, lambda _, value: "" if value else "a value"),
         (("delivery.keep",), _keep),
         (("milter.results_from",), _client),
+        (("milter.state",), _state),
         (("milter.transports",), lambda _, value: "" if _TRANSPORT.fullmatch(value) else "TRANSPORT:NEXTHOP"),
         (_ACCOUNTS, lambda _, value: "" if value not in ("", "root", "0") else "the account of a service"),
     ):
@@ -129,6 +131,14 @@ def _keep(_: str, value: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _state(_: str, value: str) -> str:
+    if value == "memory" or value.startswith(("/", *REDIS)):
+        return ""
+    return (
+        f"a folder (a path from `/`), memory, or a Redis URL such as redis://127.0.0.1/0{near_miss(value, ('memory',))}"
+    )
 
 
 def _client(_: str, value: str) -> str:

@@ -44,7 +44,7 @@ def site(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now
     decision = drive(policy, mail, envelope, now=now, delimiter=settings.delivery.recipient_delimiter)
     if not decision.could_not_tell:
         return decision
-    if settings.milter.on_error == "accept":
+    if (decision.on_error or settings.milter.on_error) == "accept":
         return replace(decision, verdict=Verdict.ACCEPT, edits=(), reply=None)
     return replace(decision, verdict=Verdict.DEFER, edits=(), reply=FAULT)
 
@@ -96,6 +96,6 @@ def broken(problems: tuple[Problem, ...], settings: Settings, *, site: bool) -> 
 
 
 def _unusable(decision: Decision, settings: Settings) -> Decision:
-    if settings.delivery.broken_rules == "keep":
+    if (decision.on_error or settings.delivery.broken_rules) == "keep":
         return replace(decision, verdict=Verdict.NONE, edits=(), deliveries=(Keep(implicit=True),))
     return replace(decision, verdict=Verdict.DEFER, edits=(), deliveries=())

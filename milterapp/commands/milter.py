@@ -57,6 +57,8 @@ def _drop(settings: MilterSettings, account: str) -> None:
     try:
         if os.geteuid() == 0:
             _directory(os.path.dirname(settings.socket), linux.account(account), settings.socket_group)
+            if settings.state.startswith("/"):
+                _state_folder(settings.state, linux.account(account))
         linux.drop_to_account(account)
     except linux.PrivilegeError as error:
         raise Failure(os.EX_NOPERM, str(error)) from error
@@ -66,13 +68,13 @@ def _drop(settings: MilterSettings, account: str) -> None:
         raise Failure(os.EX_NOPERM, f"does not serve as root; start it as {account}, or set accounts.milter")
 
 
-def _directory(path: str, account: linux.Account, group: str) -> None:
-    """Make the socket's directory where there is none: the account's, entered by the group, which its files inherit.
+def _directory(path: str, account: linux.Account, group: str | None) -> None:
+    """Make a directory where there is none: the account's, entered by the group, which its files inherit.
 
-    One that is there is left as it is; it might be somebody else's. Raises OSError.
+    One that is there is left as it is; it might be somebody else's. group: None for nobody else. Raises OSError.
     """
     try:
-        gid = grp.getgrnam(group).gr_gid
+        gid = account.gid if group is None else grp.getgrnam(group).gr_gid
     except KeyError:
         raise Failure(os.EX_CONFIG, f"milter.socket_group: there is no group {group!r}") from None
     try:
@@ -82,9 +84,18 @@ def _directory(path: str, account: linux.Account, group: str) -> None:
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fchown(directory, account.uid, gid)
-        os.fchmod(directory, 0o2750)
+        os.fchmod(directory, 0o700 if group is None else 0o2750)
     finally:
         os.close(directory)
+
+
+def _state_folder(path: str, account: linux.Account) -> None:
+    """Make the folder of the memory where there is none. Without it rates cannot be told; all other rules can."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        _directory(path, account, None)
+    except OSError as error:
+        log.get("milter").warning("no memory", folder=path, reason=reason(error))
 
 
 def _serve(settings: MilterSettings, limits: Limits, delimiter: str, authserv_ids: tuple[str, ...]) -> int:

@@ -198,7 +198,7 @@ class Agent:
             return replace(keep, could_not_tell=str(refused))
         if not decision.could_not_tell:
             return decision
-        if self._settings.broken_rules == "keep":
+        if (decision.on_error or self._settings.broken_rules) == "keep":
             return replace(keep, matched=decision.matched, could_not_tell=decision.could_not_tell)
         return replace(decision, verdict=Verdict.DEFER, deliveries=())
 

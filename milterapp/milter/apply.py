@@ -29,6 +29,8 @@ CAN = frozenset(
         "remove_recipient",
         "transport",
         "log",
+        "rate",
+        "duplicate",
     )
 )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from uuid import uuid4
 
 from milterapp.mail.edits import edits_body, notes
 from milterapp.mail.limits import LimitHit, Limits
@@ -23,10 +24,12 @@ from milterapp.milter.collect import Collector
 from milterapp.milter.entry import Trust, forbidden
 from milterapp.milter.event import Happening
 from milterapp.milter.plan import Plan, Step
+from milterapp.milter.recall import Recall
 from milterapp.milter.reply import FAULT
 from milterapp.rules.decision import Decision, Reply, Verdict
 from milterapp.rules.policy import Policy
 from milterapp.rules.stages import Answer, SiteSession
+from milterapp.rules.truth import Need, Value
 
 __all__ = ["CONTINUE", "Context", "Conversation", "Said", "Say"]
 
@@ -61,7 +64,7 @@ _REFUSALS = {Verdict.REJECT: Say.REJECT, Verdict.DEFER: Say.DEFER}
 class Context:
     """What all connections of a worker share. on_error: accept or defer. delimiter: Postfix's recipient_delimiter.
 
-    trust: whose Authentication-Results stay. budget: how long a step may take.
+    trust: whose Authentication-Results stay. budget: how long a step may take. recall: the memory of earlier messages.
     """
 
     policy: Policy
@@ -71,6 +74,7 @@ class Context:
     delimiter: str = "+"
     trust: Trust = field(default_factory=Trust)
     budget: Budget = field(default_factory=Budget)
+    recall: Recall = field(default_factory=lambda: Recall("memory"))
 
 
 class Conversation:
@@ -81,7 +85,7 @@ class Conversation:
 
     def __init__(self, context: Context, answers: frozenset[Step], *, blank: str = " ") -> None:
         self.context = context
-        self.site = SiteSession(context.policy, delimiter=context.delimiter)
+        self.site = SiteSession(context.policy, delimiter=context.delimiter, answer=self._recall)
         self.happened: list[Happening] = []
         self.queue_id = ""
         self.helo_name = ""
@@ -109,6 +113,8 @@ class Conversation:
         self._edits_body = False  # settled, and the body is wanted for what is to become of it
         self._pending = next(iter(self._lasting.values()), None)
         self._fault = self._lasting_fault
+        self._on_error = ""  # of the rule that could not be told, "" where it leaves that to the site
+        self._token = ""  # what tells this try at a message from all others
         self._came_as: dict[str, str] = {}
         self._collected = Collector(self.context.limits)
         self._mail: Mail | None = None  # as the rules see it: without what it may not bring along
@@ -237,12 +243,16 @@ class Conversation:
             self._log(self.site.decision(), self._fault)
         self._in_mail = False
 
+    def _recall(self, need: Need) -> Value:
+        self._token = self._token or uuid4().hex
+        return self.context.recall.answer(need, self._token)
+
     # -- the answers ---------------------------------------------------------------------------------------------------
 
     def _hear(self, step: Step, answer: Answer, *, unheard: bool = False) -> Said:
         """Refuse where the rules refuse; every other answer waits for DATA or later."""
         if answer.could_not_tell:
-            return self.fault(step, LimitHit(answer.could_not_tell))
+            return self._untold(step, answer)
         if answer.verdict not in _REFUSALS:
             return CONTINUE
         said = Said(_REFUSALS[answer.verdict], answer.reply)
@@ -254,7 +264,7 @@ class Conversation:
         """Say what the decision is, now that nothing can change it."""
         decision = self.site.decision()
         if decision.could_not_tell:
-            return self.fault(step, LimitHit(decision.could_not_tell))
+            return self._untold(step, decision)
         if decision.verdict in _REFUSALS:
             return self._close(decision, Said(_REFUSALS[decision.verdict], decision.reply))
         if decision.verdict is Verdict.DISCARD or is_empty(decision):
@@ -313,6 +323,11 @@ class Conversation:
         self.note_fault(step, error)
         return self._fail(step)
 
+    def _untold(self, step: Step, found: Answer | Decision) -> Said:
+        """Answer what could not be told as the rule in question says, or else the site."""
+        self._on_error = found.on_error
+        return self.fault(step, LimitHit(found.could_not_tell))
+
     def late(self, step: Step, why: str, said: Said) -> Said:
         """Answer a step that took too long, whatever was decided, as on_error says; a fault was already."""
         if self._fault:
@@ -335,7 +350,7 @@ class Conversation:
             return self._final if self._can(step) else CONTINUE
         if not self._can(step):
             return CONTINUE
-        if self.context.on_error == "accept":
+        if (self._on_error or self.context.on_error) == "accept":
             if step not in _GATES:
                 return CONTINUE
             if self._mail is None and not self._collected.hit:

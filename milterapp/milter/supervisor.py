@@ -27,6 +27,7 @@ from milterapp.milter.listening import Listening
 from milterapp.milter.metrics import Metrics, render
 from milterapp.milter.notify import notify
 from milterapp.milter.plan import plan_for
+from milterapp.milter.recall import Recall
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Problem
 from milterapp.settings import MilterSettings
@@ -104,6 +105,7 @@ class Supervisor:
             delimiter,
             trust or Trust(),
             Budget(settings.step_time, settings.message_time),
+            Recall(settings.state),
         )
         self._count = settings.workers or len(os.sched_getaffinity(0))
         self._workers: dict[int, _Worker] = {}

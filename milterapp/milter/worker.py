@@ -39,7 +39,7 @@ def run(context: Context, listening: Listening, supervisor: socket.socket, repor
         ours = frozenset(_sockets())
         counters = Counters(report)
         counters.start()
-        threading.Thread(target=_watch, args=(listening, supervisor, ours, counters), daemon=True).start()
+        threading.Thread(target=_watch, args=(context, listening, supervisor, ours, counters), daemon=True).start()
         supervisor.send(READY)
         session.serve(context, counters)
         code = os.EX_TEMPFAIL  # somebody told libmilter to stop; its connections are lost, the supervisor replaces us
@@ -49,7 +49,9 @@ def run(context: Context, listening: Listening, supervisor: socket.socket, repor
         os._exit(code)
 
 
-def _watch(listening: Listening, supervisor: socket.socket, ours: frozenset[str], counters: Counters) -> None:
+def _watch(
+    context: Context, listening: Listening, supervisor: socket.socket, ours: frozenset[str], counters: Counters
+) -> None:
     """Wait for the supervisor's word, or its end; stop listening, and end with the last connection."""
     try:
         while supervisor.recv(64):
@@ -57,6 +59,7 @@ def _watch(listening: Listening, supervisor: socket.socket, ours: frozenset[str]
     except OSError:
         pass  # it is gone, which says the same
     listening.stop()
+    context.recall.leave()
     try:
         supervisor.send(LEFT)
     except OSError:

@@ -143,7 +143,12 @@ def _decision(
         later = open_ending.later if open_ending else open_.later or _later(policy, evaluation)
         if later:
             return Decision(settled=False, rules=trace, matched=names)
-        return Decision(rules=trace, matched=names, could_not_tell=f"rule {policy.rules[at].name!r}: {why.reason}")
+        return Decision(
+            rules=trace,
+            matched=names,
+            could_not_tell=f"rule {policy.rules[at].name!r}: {why.reason}",
+            on_error=policy.rules[at].on_error,
+        )
     deliveries = tuple(outcome.deliveries)
     if not policy.site and outcome.verdict is Verdict.NONE and not any(_whole(one) for one in deliveries):
         deliveries = (*deliveries, Keep(implicit=True))

@@ -333,7 +333,8 @@ class Decision:
 
     settled: nothing a later stage brings can change the verdict; while False, a site decision is a "so far".
     hold_reason: the text for Postfix's quarantine, with Verdict.HOLD.
-    could_not_tell: why a limit or a failed lookup left the decision open, "" where it did not; `on_error` answers it.
+    could_not_tell: why a limit or a failed lookup left the decision open, "" where it did not; on_error: what the rule
+    in question says of that (accept, keep or defer), "" where it leaves it to the site.
     filters: programs that the edited message goes through, in order. envelope: changes of it, in order (site).
     score, tags, log: what the actions of these names left. scripts: what scripts change beside mail.
     matched: names of the rules that hold, those that only observe included, in their order.
@@ -351,6 +352,7 @@ class Decision:
     problems: tuple[Problem, ...] = field(default=())
     hold_reason: str = ""
     could_not_tell: str = ""
+    on_error: str = ""
     matched: tuple[str, ...] = ()
     filters: tuple[Filter, ...] = ()
     envelope: tuple[EnvelopeEdit, ...] = ()

@@ -34,7 +34,8 @@ from milterapp.rules.targets import Target
 __all__ = ["load"]
 
 KEYS = ("lists", "rules", "tests")
-RULE_KEYS = ("name", "if", "then", "observe")
+RULE_KEYS = ("name", "if", "then", "observe", "on_error")
+ON_ERROR = {True: ("accept", "defer"), False: ("keep", "defer")}  # by whether the rules are the site's
 MAX_NAME = 100
 
 ReadList = Callable[[str], bytes]
@@ -219,18 +220,27 @@ def _rule(node: Node, decoder: RuleDecoder, names: dict[str, Place]) -> Rule | N
             hint = near_miss(key.value, RULE_KEYS)
             decoder.fail(key.place, f"unknown key {key.value!r}{hint}; known: {', '.join(RULE_KEYS)}")
     name = _name(mapping, decoder, names)
-    asked, done, observed = (mapping.get(key) for key in RULE_KEYS[1:])
+    asked, done, observed, failing = (mapping.get(key) for key in RULE_KEYS[1:])
     clause = AllOf((), node.place) if asked is None else read_clause(asked, decoder)
     if done is None:
         decoder.fail(node.place, "the key 'then' is missing")
     actions = None if done is None else read_actions(done, decoder)
     observe = False if observed is None else decoder.scalar(observed, bool)
+    on_error = "" if failing is None else _on_error(failing, decoder)
     if name is None or clause is None or actions is None or done is None or isinstance(observe, Missing):
         return None
     whole = _with_values(clause, actions, done.place, decoder)
     done_things, places = tuple(one for one, _ in actions), tuple(where for _, where in actions)
-    rule = Rule.make(name, node.place, whole, done_things, observe=observe, places=places)
+    rule = Rule.make(name, node.place, whole, done_things, observe=observe, places=places, on_error=on_error)
     return rule if _fits(rule, actions, decoder) else None
+
+
+def _on_error(node: Node, decoder: RuleDecoder) -> str:
+    words, found = ON_ERROR[decoder.site], decoder.text(node)
+    if isinstance(found, Missing) or found in words:
+        return "" if isinstance(found, Missing) else found
+    decoder.fail(node.place, f"found {found!r}, expected {' or '.join(words)}{near_miss(found, words)}")
+    return ""
 
 
 def _name(mapping: Mapping, decoder: RuleDecoder, names: dict[str, Place]) -> str | None:

@@ -23,7 +23,8 @@ __all__ = ["Case", "Policy", "Rule"]
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
     """One rule. clause: what it asks, what its actions need included. ends: no later rule is asked after it. marks:
-    later rules may ask what it left; counts: it does one of the two.
+    later rules may ask what it left; counts: it does one of the two. on_error: what becomes of a message for which it
+    could not be told, accept (site), keep (personal) or defer, "" for what the site says.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Rule:
     marks: bool = False
     counts: bool = False
     places: tuple[Place, ...] = ()
+    on_error: str = ""
 
     @classmethod
     def make(
@@ -49,6 +51,7 @@ class Rule:
         *,
         observe: bool,
         places: tuple[Place, ...] = (),
+        on_error: str = "",
     ) -> Rule:
         """Return a rule with what follows from its parts. places: of the actions."""
         verdicts = [action.verdict for action in actions if action.verdict is not None]
@@ -69,6 +72,7 @@ class Rule:
             marks=marks,
             counts=ends or marks,
             places=places,
+            on_error=on_error,
         )
 
 

@@ -31,7 +31,7 @@ class Answer:
     verdict, reply: to give now; NONE where the session goes on. settled: nothing later can change the decision, of
     this recipient at rcpt and of the message otherwise. pending: something is left to carry out at the end of the
     message (edits, removed recipients, a hold, a refusal that local submission puts off), so do not end filtering
-    early even where settled. could_not_tell: as in Decision.
+    early even where settled. could_not_tell, on_error: as in Decision.
     """
 
     verdict: Verdict = Verdict.NONE
@@ -39,6 +39,7 @@ class Answer:
     settled: bool = False
     pending: bool = False
     could_not_tell: str = ""
+    on_error: str = ""
 
     @property
     def reads_more(self) -> bool:
@@ -304,6 +305,7 @@ def _answer(decision: Decision, *, removed: bool = False) -> Answer:
         settled=True,
         pending=bool(decision.changes) or removed or decision.verdict is Verdict.HOLD,
         could_not_tell=decision.could_not_tell,
+        on_error=decision.on_error,
     )
 
 

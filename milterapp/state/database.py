@@ -1,4 +1,4 @@
-"""One SQLite file, opened so that a commit that returned is on disk (WAL, synchronous=FULL).
+"""One SQLite file, opened so that a commit that returned is on disk (WAL, synchronous=FULL) unless told otherwise.
 
 Must never: outlive the file it opened (a database that was moved or removed is opened anew), or read a newer schema.
 Source: sqlite.org/wal.html, sqlite.org/pragma.html#pragma_synchronous.
@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Database", "StateError"]
+__all__ = ["BUSY", "Database", "StateError"]
 
-_BUSY = 10.0  # seconds to wait for another process's transaction
+BUSY = 10.0  # seconds to wait for another process's transaction
 
 
 class StateError(Exception):
@@ -25,18 +25,21 @@ class StateError(Exception):
 class Database:
     """A database and the one lock that its threads share.
 
+    durable: whether a commit waits for the disk; without it the last ones may be lost with the machine (not with the
+    process), and the file stays whole. patience: seconds to wait for other processes.
     Raises StateError where the file or its folder belongs to somebody else, is open to others, or is no database.
     """
 
-    def __init__(self, path: str, schema: str, version: int) -> None:
+    def __init__(self, path: str, schema: str, version: int, *, durable: bool = True, patience: float = BUSY) -> None:
         self.path = path
+        self._synchronous = "FULL" if durable else "NORMAL"
         self._lock = threading.Lock()
         try:
             _check(path)
             # mode=rw: what `_check` did not make is not there, even where its folder is another one by now
             uri = f"file:{path.replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?mode=rw"
             self._connection = sqlite3.connect(
-                uri, timeout=_BUSY, isolation_level=None, check_same_thread=False, uri=True
+                uri, timeout=patience, isolation_level=None, check_same_thread=False, uri=True
             )
         except (sqlite3.Error, OSError) as error:
             raise StateError(f"{path}: {error}") from error
@@ -54,7 +57,7 @@ class Database:
         """Set the durability, and make the tables where the file is new."""
         run = self._connection.execute
         run("PRAGMA journal_mode=WAL")
-        run("PRAGMA synchronous=FULL")
+        run(f"PRAGMA synchronous={self._synchronous}")
         found = run("PRAGMA user_version").fetchone()[0]
         if found == version:
             return

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 
-from milterapp.state.database import Database
+from milterapp.state.database import BUSY, Database
 
-__all__ = ["Rates"]
+__all__ = ["Rates", "handle_of"]
 
 _SCHEMA = """
 CREATE TABLE counted (
@@ -26,11 +26,12 @@ class Rates:
     """The messages counted in one file. Every method raises StateError where it cannot be read or written.
 
     rule: the rule that asks; key: what it counts by; message: what tells this message, and this recipient of it, from
-    others, and is the same when it is tried again. now: seconds since 1970; within: seconds.
+    others, and is the same when it is tried again. now: seconds since 1970; within: seconds. durable, patience: as in
+    Database.
     """
 
-    def __init__(self, path: str) -> None:
-        self.database = Database(path, _SCHEMA, _VERSION)
+    def __init__(self, path: str, *, durable: bool = True, patience: float = BUSY) -> None:
+        self.database = Database(path, _SCHEMA, _VERSION, durable=durable, patience=patience)
 
     def rate(self, rule: str, key: tuple[str, ...], message: str, *, now: float, within: float) -> int:
         """Record the message; return how many there were within the time, this one included."""
@@ -41,7 +42,7 @@ class Rates:
         return self._record("duplicate", rule, key, message, now, within) > 1
 
     def _record(self, kind: str, rule: str, key: tuple[str, ...], message: str, now: float, within: float) -> int:
-        handle = _digest(kind, rule, *key)
+        handle = handle_of(kind, rule, *key)
         with self.database.transaction() as connection:
             row = connection.execute(
                 "SELECT answer FROM counted WHERE handle = ? AND message = ?", (handle, message)
@@ -67,8 +68,8 @@ class Rates:
         self.database.close()
 
 
-def _digest(*parts: str) -> str:
-    """Return a hash of the parts: who wrote to whom is not readable from the file."""
+def handle_of(*parts: str) -> str:
+    """Return a hash of what is counted by: who wrote to whom is not readable from the memory."""
     whole = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")

@@ -230,7 +230,7 @@ FILES = {
         "rules:\n- name: a\n  thne: stop\n",
         [
             "f:4:3: the key 'then' is missing",
-            "f:5:3: unknown key 'thne', did you mean 'then'?; known: name, if, then, observe",
+            "f:5:3: unknown key 'thne', did you mean 'then'?; known: name, if, then, observe, on_error",
         ],
     ),
     "a name twice": (

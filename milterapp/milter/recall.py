@@ -1,0 +1,76 @@
+"""What rules ask of earlier messages, answered from the site's memory: rates and duplicates.
+
+Must never: open the memory before a worker is forked, or take a memory that fails for one that holds nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from milterapp.rules.truth import Failed, Need, Value
+from milterapp.state import counting
+from milterapp.state.database import StateError
+
+__all__ = ["Recall"]
+
+_SWEEP = 600.0  # seconds between two sweeps of what counts no more
+
+
+class Recall:
+    """The memory that `milter.state` names (milterapp.yaml(5)), opened at the first question. Safe for threads."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._lock = threading.Lock()
+        self._memory: counting.Counting | None = None
+        self._asking = 0
+        self._leaving = False
+        self._swept = 0.0
+
+    def answer(self, need: Need, message: str) -> Value:
+        """Return the answer to a need, Failed where the memory cannot be asked. message: tells it from all others."""
+        now = time.time()
+        try:
+            memory, due = self._begin(now)
+        except StateError as error:
+            return Failed(str(error))
+        try:
+            ask = memory.rate if need.kind == "rate" else memory.duplicate
+            found: Value = ask(need.rule, need.key, message, now=now, within=need.within)
+            if due:
+                memory.expire(now)
+        except StateError as error:
+            found = Failed(str(error))
+        finally:
+            self._end(anew=isinstance(found, Failed))
+        return found
+
+    def leave(self) -> None:
+        """Hold no connection from now on while nobody asks: a worker that leaves ends with its last mail server."""
+        with self._lock:
+            self._leaving = True
+            self._let_go()
+
+    def _begin(self, now: float) -> tuple[counting.Counting, bool]:
+        """Return the memory, and whether it is time to sweep it. Raises StateError."""
+        with self._lock:
+            if self._memory is None:
+                self._memory = counting.opened(self._where)
+            self._asking += 1
+            due = now - self._swept > _SWEEP
+            if due:
+                self._swept = now
+            return self._memory, due
+
+    def _end(self, *, anew: bool) -> None:
+        """anew: open it again for the next question, as a file may have been moved away."""
+        with self._lock:
+            self._asking -= 1
+            if anew or self._leaving:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._memory is not None and not self._asking:
+            self._memory.close()
+            self._memory = None

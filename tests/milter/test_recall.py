@@ -1,0 +1,101 @@
+"""Rules on rates and duplicates, asked over the milter protocol: counted once a message, whoever serves it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.milter.conftest import NOBODY, Serve
+from tests.state.redis_server import PROGRAM, redis_server
+
+RATE = """\
+rules:
+  - name: too much
+    if:
+      sender: {domain: example.net}
+      rate: {by: sender, over: 2, within: 1 hour}
+    then: {defer: "4.7.1 Slow down"}
+"""
+DUPLICATE = """\
+rules:
+  - name: again
+    if: {duplicate: yes}
+    then: {add_header: {X-Again: 'yes'}}
+"""
+FIELDS = [(b"From", b"a@example.net"), (b"Message-ID", b"<1@example.net>")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """Give a folder that is the milter's own."""
+    uid = os.geteuid() or NOBODY
+    place = tmp_path / "state"
+    place.mkdir(mode=0o700)
+    os.chown(place, uid, os.getegid() or NOBODY)
+    for above in place.parents:
+        if str(above).startswith("/tmp/"):
+            above.chmod(0o755)
+    return str(place)
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Give the URL of a Redis server."""
+    if PROGRAM is None:
+        pytest.skip("redis-server is not installed")
+    with redis_server() as url:
+        yield url
+
+
+def codes(serve: Serve, state: str, count: int, **arguments: object) -> list[str]:
+    """Return how each of some messages ended, each on a connection of its own."""
+    service = serve(RATE, milter={"state": state, "workers": 2})
+    return [service.peer().message(**arguments).code for _ in range(count)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["folder", "server"])
+def test_what_is_over_the_rate(serve: Serve, kind: str, request: pytest.FixtureRequest) -> None:
+    """The third message within the hour is refused, whichever worker has it; another sender's is not."""
+    state = str(request.getfixturevalue(kind))
+    service = serve(RATE, milter={"state": state, "workers": 2})
+    found = [service.peer().message().code for _ in range(4)]
+    assert found == ["a", "a", "y", "y"]
+    assert service.peer().message(sender=b"<b@example.net>").code == "a"
+    assert service.peer().message(sender=b"<a@elsewhere.example>").code == "a"
+
+
+def test_it_outlives_the_service(serve: Serve, folder: str) -> None:
+    """A milter that is started anew knows what was counted before."""
+    assert codes(serve, folder, 2) == ["a", "a"]
+    assert codes(serve, folder, 1) == ["y"]
+
+
+def test_several_recipients_are_one_message(serve: Serve, folder: str) -> None:
+    """A message counts once, however many recipients it has."""
+    recipients = [b"<alice@example.org>", b"<bob@example.org>", b"<carol@example.org>"]
+    assert codes(serve, folder, 3, recipients=recipients) == ["a", "a", "y"]
+
+
+def test_a_second_copy_is_marked(serve: Serve, folder: str) -> None:
+    """The Message-ID that was there before is known, one that was not is not."""
+    service = serve(DUPLICATE, milter={"state": folder})
+    marks = [service.peer().message(fields=FIELDS).edits for _ in range(2)]
+    other = service.peer().message(fields=[*FIELDS[:1], (b"Message-ID", b"<2@example.net>")]).edits
+    assert [bool(one) for one in (*marks, other)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("site", "rule", "wanted"),
+    [("defer", "", "y"), ("accept", "", "a"), ("accept", "defer", "y"), ("defer", "accept", "a")],
+    ids=["site-defers", "site-accepts", "rule-defers", "rule-accepts"],
+)
+def test_a_memory_that_fails(serve: Serve, site: str, rule: str, wanted: str) -> None:
+    """What cannot be counted is no match and no miss: on_error answers, the rule's before the site's."""
+    rules = RATE + (f"    on_error: {rule}\n" if rule else "")
+    service = serve(rules, milter={"state": "/proc/folder", "on_error": site})
+    assert service.peer().message().code == wanted
+    assert service.peer().message(sender=b"<a@elsewhere.example>").code == "a"
+    assert any("/proc/folder" in str(one.get("fault", "")) for one in service.events("message"))
