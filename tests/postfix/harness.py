@@ -90,6 +90,14 @@ class Site(Host):
         for path in (folder, file):
             shutil.chown(path, user, user)
 
+    def script(self, user: str, name: str, text: str) -> None:
+        """Give a user a script, by its path from the rules."""
+        file = Path(f"/home/{user}/.milterapp") / name
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(text)
+        for path in (file, *file.parents[: name.count("/") + 1]):
+            shutil.chown(path, user, user)
+
     def forward_file(self, user: str, text: str) -> None:
         """Give a user a ~/.forward."""
         file = Path(f"/home/{user}/.forward")
