@@ -222,20 +222,19 @@ class Agent:
 
     def _tell(self, arrived: _Arrived, home: int | None, event: dict[str, Any]) -> None:
         """Tell the author of a script that failed, once; that this cannot be done is no reason to do anything else."""
-        for told in self._scripts.told if home is not None else ():
-            assert home is not None  # noqa: S101 - the line above
-            now = int(time.time())
-            try:
-                if not self._scripts.claim(home, told, arrived.key.word, now):
-                    continue
-                here = Maildir(home, self._settings.maildir) if self._settings.keep == "maildir" else None
+        if home is None:
+            return
+        now = int(time.time())
+        here = Maildir(home, self._settings.maildir) if self._settings.keep == "maildir" else None
+        try:
+            for told in self._scripts.news(home):
                 letter = notice.Letter(told.script, told.text, arrived.envelope, arrived.key, arrived.raw, now)
                 outcome = notice.tell(letter, home, STATE, here, arrived.submit)
                 event["notice"] = f"{outcome.word} {outcome.detail}".strip()
-                if outcome.word == "failed":
-                    self._scripts.unclaim(told, arrived.key.word)
-            except (StateError, OSError) as error:
-                event["notice"] = f"failed {error}"
+                if outcome.word != "failed":
+                    self._scripts.tell(home, told, now)
+        except (StateError, OSError) as error:
+            event["notice"] = f"failed {error}"
 
     def _journal_in(self, home: int | None) -> Journal | None:
         """Return the user's journal, None where there is none yet. Raises StateError."""

@@ -266,15 +266,16 @@ class Scripts:
         kept = self._memory(home)
         return [] if kept is None else outputs.write_all(kept, home, self._settings.script_output)
 
-    def claim(self, home: int, told: Told, message: str, now: int) -> bool:
-        """Return whether the author is to be told now, and remember it. Raises StateError, OSError."""
-        kept = self._memory(home, make=True)
-        return kept is not None and kept.tell(told.handle, message, now, self._settings.keep_records)
+    def news(self, home: int) -> list[Told]:
+        """Return what authors have not been told yet. Raises StateError, OSError."""
+        kept = self._memory(home) if self.told else None
+        return [one for one in self.told if kept is None or not kept.was_told(one.handle)]
 
-    def unclaim(self, told: Told, message: str) -> None:
-        """Forget that the author was told: the notice did not leave. Raises StateError."""
-        if self._kept is not None:
-            self._kept.untell(told.handle, message)
+    def tell(self, home: int, told: Told, now: int) -> None:
+        """Remember that the author was told. Raises StateError, OSError."""
+        kept = self._memory(home, make=True)
+        assert kept is not None  # noqa: S101 - it was to be made
+        kept.tell(told.handle, now)
 
     def expire(self, before: int) -> None:
         """Forget records older than that. Raises StateError."""

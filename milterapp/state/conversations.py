@@ -27,7 +27,7 @@ CREATE TABLE outputs (number INTEGER PRIMARY KEY, script TEXT NOT NULL, path TEX
 CREATE TABLE committed (message TEXT PRIMARY KEY, record TEXT NOT NULL, mails INTEGER NOT NULL, at INTEGER NOT NULL)
     WITHOUT ROWID;
 CREATE INDEX committed_at ON committed (at);
-CREATE TABLE told (handle TEXT PRIMARY KEY, message TEXT NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE told (handle TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX told_at ON told (at)
 """
 _VERSION = 1
@@ -147,19 +147,15 @@ class Conversations:
         with self.database.transaction() as connection:
             connection.execute("DELETE FROM outputs WHERE number <= ?", (last,))
 
-    def tell(self, handle: str, message: str, now: int, interval: int) -> bool:
-        """Take the right to tell somebody something; False where another message did within the interval (seconds)."""
-        with self.database.transaction() as connection:
-            row = connection.execute("SELECT message, at FROM told WHERE handle = ?", (handle,)).fetchone()
-            if row is not None and row[0] != message and abs(now - row[1]) < interval:
-                return False
-            connection.execute(_PUT.format("told", "?, ?, ?"), (handle, message, now))
-            return row is None or row[0] != message
+    def was_told(self, handle: str) -> bool:
+        """Return whether somebody was told this."""
+        with self.database.reading() as connection:
+            return connection.execute("SELECT 1 FROM told WHERE handle = ?", (handle,)).fetchone() is not None
 
-    def untell(self, handle: str, message: str) -> None:
-        """Give the right back: nobody was told."""
+    def tell(self, handle: str, now: int) -> None:
+        """Remember that somebody was told this."""
         with self.database.transaction() as connection:
-            connection.execute("DELETE FROM told WHERE handle = ? AND message = ?", (handle, message))
+            connection.execute(_PUT.format("told", "?, ?"), (handle, now))
 
     def expire(self, before: int) -> int:
         """Forget records and what was told before then; states and values stay. Return how many rows that were."""
