@@ -37,7 +37,8 @@ _PR_GET_SECCOMP, _PR_SET_SECCOMP, _MODE_FILTER = 21, 22, 2
 
 _ORDINARY = (FILES, WAITING, MEMORY, PROCESSES, IDENTITY, SOCKETS)
 _NOT_FOR_AGENTS = ("socket", "bind", "listen", "accept", "accept4", "connect", "execve", "execveat", "setresuid",
-                   "setresgid", "setgroups", "setns", "unshare", "ptrace")  # fmt: skip
+                   "setresgid", "setgroups", "setns", "unshare", "ptrace",
+                   "setsid", "setpgid")  # so that its process group holds all that comes of it  # fmt: skip
 
 _Code = list[bytes]
 
@@ -122,7 +123,7 @@ def service(min_uid: int, min_gid: int, gids: Collection[int] = (), machine: str
 
 
 def agent(machine: str = "") -> bytes:
-    """Return what an agent has taken away on top: new connections, executing, changing ids.
+    """Return what an agent has taken away on top: new connections, executing, changing ids, leaving its group.
 
     An agent reaches `submit` over the one connection it is handed; people's programs come from a child of the zygote.
     """

@@ -177,6 +177,18 @@ class Zygote:
         finally:
             os._exit(0)
 
+    def _kill_left(self, pid: int, uid: int, gid: int) -> None:
+        """Kill what is left in the process group of an agent that has ended; while somebody is, nobody has its number.
+
+        It cannot have left that group (seccomp).
+        """
+        try:
+            os.kill(-pid, 0)
+        except PermissionError:
+            self._kill_as(pid, uid, gid)
+        except ProcessLookupError:
+            pass
+
     def _reap(self) -> None:
         while self._children or self._errands:
             try:
@@ -186,7 +198,8 @@ class Zygote:
             if pid == 0:
                 return
             self._errands.discard(pid)
-            if self._children.pop(pid, None) is not None:
+            if (ids := self._children.pop(pid, None)) is not None:
+                self._kill_left(pid, *ids)
                 self._tell("EXITED", pid=pid, status=os.waitstatus_to_exitcode(status) & 0xFF)
 
     def _tell(self, kind: str, **fields: int | str) -> None:
@@ -203,7 +216,7 @@ class Zygote:
             time.sleep(0.05)
             for pid in list(self._children):
                 if os.waitpid(pid, os.WNOHANG)[0]:
-                    del self._children[pid]
+                    self._kill_left(pid, *self._children.pop(pid))
 
 
 def drop(uid: int, gid: int, control: int) -> None:

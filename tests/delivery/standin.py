@@ -71,6 +71,8 @@ def inside() -> dict[str, Any]:
         "execute": attempt(lambda: os.execv("/bin/true", ["true"])),
         "socket": attempt(lambda: socket.socket(socket.AF_UNIX)),
         "fork": attempt(lambda: os.fork() or os._exit(0)),
+        "session of its own": attempt(os.setsid),
+        "group of its own": attempt(lambda: os.setpgid(0, 0)),
         "memory": attempt(lambda: open(f"/proc/{os.getppid()}/mem")),
     }
 
@@ -91,6 +93,17 @@ def act(job: wire.Datagram, home: str, user: str) -> tuple[str, str, str]:
         if os.fork() == 0:
             time.sleep(600)
         time.sleep(600)
+    elif what == "STOPPED TREE":
+        for act in (os.setsid, lambda: os.setpgid(0, 0), lambda: None):
+            if os.fork() == 0:
+                attempt(act)
+                os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "ORPHAN":
+        if os.fork() == 0:
+            attempt(os.setsid)
+            time.sleep(600)
+        os._exit(3)
     elif what == "REJECT":
         return "reject", "5.7.1 not for me\nreally", ""
     elif what == "PROBE":

@@ -77,18 +77,38 @@ def test_every_fault_is_a_deferral(chain: Chain, recipient: str, queue_id: str, 
     assert chain.deliver(queue_id="NEXT") == (0, b"")
 
 
-@pytest.mark.parametrize("queue_id", ["HANG", "STOP", "FORK"])
-def test_a_deadline_kills_the_agent_and_what_it_forked(chain: Chain, queue_id: str) -> None:
-    """An agent past its deadline is dead, stopped or not, and so are its children."""
-    client = chain.begin(queue_id=queue_id)
-    chain.wait("started", child="zygote")
-    until = time.monotonic() + 10
-    while len(chain.children()) < (4 if queue_id == "FORK" else 3) and time.monotonic() < until:
-        time.sleep(0.01)
-    agents = chain.children()[2:]
-    assert agents
+def test_a_deadline_kills_the_agent_and_what_it_forked() -> None:
+    """An agent past its deadline is dead, stopped or not, and so are its children, whatever session they tried for."""
+    trees = {"HANG": 1, "STOP": 1, "FORK": 2, "STOPPED TREE": 4}  # and how many processes each has
+    chain = Chain(deadline=6.0)
+    try:
+        clients = [chain.begin(f"u{20001 + at}@x", queue_id) for at, queue_id in enumerate(trees)]
+        chain.wait("started", child="resolver")
+        agents: list[int] = []
+        while len(agents) < sum(trees.values()) and clients[0].poll() is None:
+            agents = chain.children()[2:]
+        assert len(agents) == sum(trees.values())
+        assert [chain.end(client)[0] for client in clients] == [75] * len(trees)
+        assert all(wait_gone(pid) for pid in agents)
+        assert chain.deliver(queue_id="NEXT") == (0, b"")
+    finally:
+        chain.close()
+
+
+def test_what_an_agent_leaves_behind_is_killed(chain: Chain) -> None:
+    """A process that an agent forked before it ended does not outlive it."""
+    client = chain.begin(queue_id="ORPHAN")
+    below: set[int] = set()
+    while client.poll() is None:
+        below |= set(chain.children())
     assert chain.end(client)[0] == 75
-    assert all(wait_gone(pid) for pid in agents)
+    assert chain.deliver(queue_id="NEXT") == (0, b"")
+    kept = {chain.decided(queue_id="NEXT")["pid"], child(chain, "zygote"), child(chain, "resolver")}
+    until = time.monotonic() + 30
+    while set(chain.children()) != kept and time.monotonic() < until:
+        time.sleep(0.01)
+    assert set(chain.children()) == kept
+    assert all(wait_gone(pid) for pid in below - kept)
 
 
 @pytest.mark.parametrize("recipient", ["nosuch@x", "root@x", "low@x", "disk@x"])
@@ -310,7 +330,7 @@ WANT_INSIDE = {
     "root": "EPERM", "root group": "EPERM", "disk": "EPERM", "groups again": "EPERM", "another user": "EPERM",
     "shadow": "EACCES", "user namespace": "EPERM", "clone user namespace": "EPERM", "clone3": "ENOSYS",
     "ptrace": "EPERM", "kill parent": "EPERM", "execute": "EPERM", "socket": "EPERM", "memory": "EACCES",
-    "fork": "done",
+    "fork": "done", "session of its own": "EPERM", "group of its own": "EPERM",
 }  # fmt: skip
 
 

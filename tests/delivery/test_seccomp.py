@@ -115,7 +115,9 @@ def test_ordinary_calls_pass(machine: str, call: str) -> None:
     assert judge(SERVICE[machine], machine, call) == ALLOW
 
 
-@pytest.mark.parametrize("call", ["socket", "connect", "execve", "execveat", "setresuid", "setgroups", "ptrace"])
+@pytest.mark.parametrize(
+    "call", ["socket", "connect", "execve", "execveat", "setresuid", "setgroups", "ptrace", "setsid"]
+)
 def test_an_agent_has_more_taken_away(machine: str, call: str) -> None:
     """No new connections, no executing, no ids; everything else is left to the first filter."""
     program = seccomp.agent(machine)
