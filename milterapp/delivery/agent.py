@@ -28,8 +28,9 @@ from milterapp.delivery.requests import JOB, printable
 from milterapp.delivery.rulefile import Loaded, RuleFile, Unavailable, open_home
 from milterapp.delivery.scripts import RefusedError, Scripts
 from milterapp.delivery.stores import Maildir
+from milterapp.mail import findings
 from milterapp.mail.envelope import Envelope, Stage
-from milterapp.mail.limits import Limits
+from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
 from milterapp.rules.decide import decide
 from milterapp.rules.decision import Decision, Keep, Verdict
@@ -181,13 +182,17 @@ class Agent:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             text = f"the rules of the recipient cannot be used: {errors[0]}{more}"
             return Decision(Verdict.DEFER, problems=loaded.problems, could_not_tell=text)
+        mail = Mail(arrived.raw, self._limits)
+        found = _findings(mail, arrived.key.queue_id)
         facts = Facts(
             stage=Stage.BODY,
             envelope=arrived.envelope,
             recipient=arrived.key.recipient,
-            mail=Mail(arrived.raw, self._limits),
+            mail=mail,
             now=datetime.now().astimezone(),
             delimiter=self._settings.delimiter,
+            score=found.score,
+            tags=frozenset(found.tags),
         )
         answers: dict[Need, Value] = {}
         self._scripts.begin()
@@ -250,6 +255,14 @@ class Agent:
         _make_state(home)
         self._journal = Journal(self._journal_path)
         return self._journal
+
+
+def _findings(mail: Mail, queue_id: str) -> findings.Findings:
+    """Return what the in-line rules found; nothing where a limit hides the header: each rule will say so itself."""
+    try:
+        return findings.read(mail, queue_id)
+    except LimitHit:
+        return findings.NOTHING
 
 
 def _make_state(home: int) -> None:

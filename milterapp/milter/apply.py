@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from milterapp.mail import findings
 from milterapp.mail.edits import body_change, header_changes
 from milterapp.mail.message import Mail
 from milterapp.rules.decision import AddRecipient, Decision, RemoveRecipient, SetSender, Transport, Verdict
@@ -58,13 +59,13 @@ class Call:
 
 
 def calls_for(
-    decision: Decision, mail: Mail | None, came_as: Mapping[str, str], *, blank: str = " "
+    decision: Decision, mail: Mail | None, came_as: Mapping[str, str], *, queue_id: str = "", blank: str = " "
 ) -> tuple[Call, ...]:
     """Return what carries a decision out, in order.
 
     mail: the message, its header at least, needed only where there are edits, and its body where they are the body's.
-    came_as: each recipient as RCPT TO gave it, by address. blank: what stands before a header value, "" where the mail
-    server adds one itself.
+    came_as: each recipient as RCPT TO gave it, by address. queue_id: under which delivery will know score and tags.
+    blank: what stands before a header value, "" where the mail server adds one itself.
     Raises ValueError where the decision cannot be put into calls, LimitHit.
     """
     if decision.verdict not in _CARRIED_OUT:
@@ -76,6 +77,8 @@ def calls_for(
         calls += _header_calls(mail, decision, blank)
         calls += _body_calls(body_change(mail, decision.edits))
     calls += _envelope_calls(decision, came_as, blank)
+    if found := findings.value_of(queue_id, decision.score, decision.tags):
+        calls.append(Call("addheader", (findings.FIELD, blank + found)))
     if decision.verdict is Verdict.HOLD:
         calls.append(Call("quarantine", (_reason(decision.hold_reason),)))
     return tuple(calls)

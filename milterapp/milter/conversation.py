@@ -269,7 +269,7 @@ class Conversation:
             return self._close(decision, Said(_REFUSALS[decision.verdict], decision.reply))
         if decision.verdict is Verdict.DISCARD or is_empty(decision):
             return self._close(decision, Said(Say.DISCARD))
-        calls = self._entry + calls_for(decision, self._mail, self._came_as, blank=self._blank)
+        calls = self._entry + calls_for(decision, self._mail, self._came_as, queue_id=self.queue_id, blank=self._blank)
         undone = notes(self._mail, decision.edits) if calls and self._mail and self._mail.complete else ()
         return self._close(decision, Said(Say.ACCEPT, calls=calls), undone=undone)
 

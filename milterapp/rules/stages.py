@@ -30,8 +30,8 @@ class Answer:
 
     verdict, reply: to give now; NONE where the session goes on. settled: nothing later can change the decision, of
     this recipient at rcpt and of the message otherwise. pending: something is left to carry out at the end of the
-    message (edits, removed recipients, a hold, a refusal that local submission puts off), so do not end filtering
-    early even where settled. could_not_tell, on_error: as in Decision.
+    message (edits, findings, removed recipients, a hold, a refusal that local submission puts off), so do not end
+    filtering early even where settled. could_not_tell, on_error: as in Decision.
     """
 
     verdict: Verdict = Verdict.NONE
@@ -130,7 +130,7 @@ class SiteSession:
             return Answer()
         if decision.verdict in REFUSALS and not self._envelope.local:
             return _answer(decision)
-        return Answer(settled=True, pending=decision.verdict is not Verdict.NONE or bool(decision.changes))
+        return Answer(settled=True, pending=decision.verdict is not Verdict.NONE or _leaves(decision))
 
     def headers(self, mail: Mail) -> Answer:
         """Take the header, once every recipient has been named."""
@@ -298,12 +298,17 @@ def _with_most(decision: Decision, others: Sequence[Decision]) -> Decision:
     )
 
 
+def _leaves(decision: Decision) -> bool:
+    """Return whether the message is changed, or delivery is to be told of what was found."""
+    return bool(decision.changes or decision.tags or decision.score)
+
+
 def _answer(decision: Decision, *, removed: bool = False) -> Answer:
     return Answer(
         verdict=decision.verdict,
         reply=decision.reply,
         settled=True,
-        pending=bool(decision.changes) or removed or decision.verdict is Verdict.HOLD,
+        pending=_leaves(decision) or removed or decision.verdict is Verdict.HOLD,
         could_not_tell=decision.could_not_tell,
         on_error=decision.on_error,
     )
