@@ -83,6 +83,7 @@ class SubmitSettings:
 
     forward_sender: envelope, or recipient. forwards: how many a message. reply_interval: the least time between two
     replies of one rule to one correspondent. script_replies: of one script to one correspondent within an hour.
+    script_domains: in which a script that is written to may write as any address.
     """
 
     socket: str = "/run/milterapp/submit/socket"
@@ -93,6 +94,7 @@ class SubmitSettings:
     forwards: int = 4
     reply_interval: float = 7 * 86400.0
     script_replies: int = 10
+    script_domains: tuple[str, ...] = ()
     timeout: float = 60.0
 
 

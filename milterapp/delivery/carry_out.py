@@ -120,7 +120,9 @@ class _Steps:
         if isinstance(delivery, Keep):
             return self.once(step, lambda: self._keep(step)).word == "done"
         if isinstance(delivery, Forward):
-            asked = {"to": delivery.to, "step": step} | ({"script": delivery.script} if delivery.script else {})
+            asked = {"to": delivery.to, "step": step}
+            if delivery.script:
+                asked |= {"script": delivery.script, "from": delivery.sender}
             outcome = self.once(step, lambda: self._send("FORWARD", asked))
             if outcome.word == "refused" and not delivery.copy:
                 outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
@@ -159,7 +161,7 @@ class _Steps:
         if len(letter.text.encode("utf-8", "surrogateescape")) > _REPLY_TEXT:
             return Outcome("refused", f"the text is longer than {_REPLY_TEXT} bytes")
         asked = {"to": letter.to, "subject": letter.subject[:900], "text": letter.text, "step": step}
-        return self._job.submit.ask("SEND", asked | {"script": letter.script})
+        return self._job.submit.ask("SEND", asked | {"script": letter.script, "from": letter.sender})
 
     def _reply(self, step: str, reply: SendReply | Vacation) -> Outcome:
         if self._decision.verdict is Verdict.REJECT:
@@ -168,7 +170,7 @@ class _Steps:
             return Outcome("refused", f"the text is longer than {_REPLY_TEXT} bytes")
         asked = {"rule": reply.rule[:200], "subject": reply.subject[:900], "text": reply.text, "step": step}
         if isinstance(reply, SendReply) and reply.script:
-            asked["script"] = reply.script
+            asked |= {"script": reply.script, "from": reply.sender}
         if isinstance(reply, Vacation):
             if any(isinstance(one, Vacation) for one in self._decision.deliveries[: int(step)]):
                 return Outcome("refused", SECOND_VACATION)

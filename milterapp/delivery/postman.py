@@ -83,11 +83,13 @@ class SubmitPolicy:
     keep: str = "postfix"
     script_replies: int = 10
     script_recipients: int = 20
+    script_domains: tuple[str, ...] = ()
 
     @classmethod
     def from_site(cls, settings: Mapping[str, Any]) -> SubmitPolicy:
         """Return submit's part of `dataclasses.asdict(Settings())`, or of that as JSON."""
         own = {name: value for name, value in settings["submit"].items() if name != "socket"}
+        own["script_domains"] = tuple(one.lower() for one in own["script_domains"])
         delivery, limits = settings["delivery"], Limits(**settings["limits"])
         return cls(
             **own,
@@ -199,8 +201,9 @@ class Postman:
         marks = {value.strip().lower() for value in self._header(held).raw_values("Delivered-To")}
         if target.lower() == recipient.lower() or recipient.lower() in marks:
             raise RefusedError("mail forwarding loop: the message was here before")
-        sender = held.envelope.sender
-        if sender and self._policy.forward_sender == "recipient":
+        own = self._own(held, request)
+        sender = (own or held.envelope.sender) if held.envelope.sender else ""
+        if sender == held.envelope.sender and sender and self._policy.forward_sender == "recipient":
             sender = recipient
         mark = b"Delivered-To: " + one_line(recipient) + b"\r\n"
         return self._pass_on(self._policy.send, sender, target, _message(held, request), mark)
@@ -254,7 +257,9 @@ class Postman:
 
     def _answer(self, mail: Mail, held: Held, request: wire.Datagram, now: float) -> str:
         wish, sender = request.text("from"), held.envelope.sender
-        own = replies.answering(mail, held.envelope, delimiter=self._policy.delimiter, wish=wish)
+        own = self._own(held, request) or replies.answering(
+            mail, held.envelope, delimiter=self._policy.delimiter, wish=wish
+        )
         subject = request.text("subject")
         if request.text("days") and not subject:
             subject = replies.automatic(mail.subject or "")
@@ -279,12 +284,25 @@ class Postman:
         target, mail = request.text("to"), self._header(held)
         if not all(split_address(target)):
             raise RefusedError("the address to send to is not local@domain")
-        if replies.written_by_nobody(mail, held.envelope):
+        by_nobody = replies.written_by_nobody(mail, held.envelope)
+        if by_nobody:
             self._within_rate("send", held, request, target, now)
-        own = replies.answering(mail, held.envelope, delimiter=self._policy.delimiter)
+        own = self._own(held, request) or replies.answering(mail, held.envelope, delimiter=self._policy.delimiter)
         parts = self._letter(held, request, now, own, target)
-        transaction = smtp.Transaction(own, target, eight_bit=not (own + target).isascii())
+        sender = "" if by_nobody else own  # whose bounce would be one more message that nobody wrote
+        transaction = smtp.Transaction(sender, target, eight_bit=not (own + target).isascii())
         return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
+
+    def _own(self, held: Held, request: wire.Datagram) -> str:
+        """Return the address that a script writes as, "" for none named. Raises RefusedError where it is no own."""
+        wish = request.text("from") if request.text("script") else ""
+        if not wish:
+            return ""
+        domain = split_address(held.envelope.original_recipient)[1].lower()
+        of_application = domain in self._policy.script_domains and split_address(wish)[1].lower() == domain
+        if not of_application and not replies.is_own(wish, held.envelope, delimiter=self._policy.delimiter):
+            raise RefusedError("a script can only write as an address of its user's")
+        return wish
 
     def _within_rate(self, kind: str, held: Held, request: wire.Datagram, correspondent: str, now: float) -> None:
         """Count what a script sends to one correspondent, each step once. Raises RefusedError over the site's rate."""

@@ -17,7 +17,7 @@ from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.mail.values import HeaderText
 
-__all__ = ["answering", "automatic", "build", "letter", "own_addresses", "refusal", "written_by_nobody"]
+__all__ = ["answering", "automatic", "build", "is_own", "letter", "own_addresses", "refusal", "written_by_nobody"]
 
 # Senders that are no person: RFC 3834 section 2, RFC 5230 section 4.6, and how list managers write a bounce address.
 _MACHINES = frozenset({
@@ -147,6 +147,20 @@ def _readings(address: str, delimiter: str) -> frozenset[str]:
     user, _ = split_detail(local, delimiter)
     end = "@" + domain.lower().rstrip(".") if domain else ""
     return frozenset({local.lower() + end, user.lower() + end})
+
+
+def is_own(address: str, envelope: Envelope, *, delimiter: str = "+") -> bool:
+    """Return whether an address is one of the recipient's, before or after aliases, with whatever extension."""
+    local, domain = split_address(address)
+    for one in (envelope.original_recipient, *envelope.recipients):
+        mine, host = split_address(one)
+        base = split_detail(mine, delimiter)[0].lower()
+        if domain.lower() != host.lower() or not domain or not base:
+            continue
+        rest = local.lower().removeprefix(base)
+        if local.lower().startswith(base) and (not rest or rest[0] in delimiter):
+            return True
+    return False
 
 
 def answering(mail: Mail, envelope: Envelope, *, delimiter: str = "+", wish: str = "") -> str:

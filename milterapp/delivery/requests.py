@@ -16,11 +16,12 @@ ANSWER: Mapping[str, Collection[str]] = {"ANSWER": ("status", "text", "event")}
 ENVELOPE: Mapping[str, Collection[str]] = {"ENVELOPE": ("sender", "recipient", "original", "queue_id", "user")}
 REQUESTS: Mapping[str, Collection[str]] = {
     "KEEP": (),
-    # script: the script that forwards, replies or sends; of a rule's there is none
-    "FORWARD": ("to", "step", "script"),
+    # script: the script that forwards, replies or sends, from: the recipient's address that it does so as; of a rule's
+    # there is neither
+    "FORWARD": ("to", "step", "script", "from"),
     # days: only of a vacation (RFC 5230), and with it handle, from, and addresses, one a line
     "REPLY": ("rule", "subject", "text", "step", "days", "handle", "from", "addresses", "script"),
-    "SEND": ("to", "subject", "text", "step", "script"),
+    "SEND": ("to", "subject", "text", "step", "script", "from"),
     # to the recipient's own mailbox, past the rules
     "NOTICE": ("subject", "text", "step"),
 }

@@ -58,11 +58,11 @@ def _deliveries(one: Action, script: str) -> list[Delivery]:
     if isinstance(one, File):
         return [decision.File(one.folder, one.copy)]
     if isinstance(one, Forward):
-        return [decision.Forward(one.to, one.copy, script)]
+        return [decision.Forward(one.to, one.copy, script, one.sender)]
     if isinstance(one, Answer):
-        return [decision.SendReply(one.text, one.subject, script=script)]
+        return [decision.SendReply(one.text, one.subject, script=script, sender=one.sender)]
     if isinstance(one, Send):
-        return [decision.Send(to, one.subject, one.text, script) for to in one.to]
+        return [decision.Send(to, one.subject, one.text, script, one.sender) for to in one.to]
     return []
 
 

@@ -92,11 +92,14 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send the message on to one address. script: the script that does, "" for a rule."""
+    """Send the message on to one address. script: the one that does, "" for a rule; sender: whom it bounces to, ""
+    as it came.
+    """
 
     to: str
     copy: bool = False
     script: str = ""
+    sender: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""
@@ -108,7 +111,8 @@ class SendReply:
     """Answer the envelope sender with a text; never ends the rules, never keeps the message from being kept.
 
     refused: why the guards of invariant 2 would not let it out, "" where they would. script: the script that answers,
-    "" for a rule: a script may answer a correspondent more than once, within a rate.
+    "" for a rule: a script may answer a correspondent more than once, within a rate. sender: its own address to answer
+    as, "" for the one that was written to.
     """
 
     text: str
@@ -116,6 +120,7 @@ class SendReply:
     rule: str = ""
     refused: str = ""
     script: str = ""
+    sender: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""
@@ -167,12 +172,13 @@ class Pipe:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a message of a script's own to one address; the message that came is kept all the same."""
+    """Send a message of a script's own to one address; the message that came is kept all the same. sender: as above."""
 
     to: str
     subject: str
     text: str
     script: str = ""
+    sender: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""

@@ -31,6 +31,12 @@ def _line(text: str, most: int = _MOST_HEADER) -> None:
         raise ValueError(f"expected one line of at most {most} characters")
 
 
+def _own(address: str) -> None:
+    """Raise where it is no address; whether it is the recipient's, submit says."""
+    if address:
+        values.AddressText.parse(address)
+
+
 def _body(text: str) -> None:
     if _CONTROL.search(text):
         raise ValueError("a text with control characters")
@@ -58,27 +64,31 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send the message on to one address."""
+    """Send the message on to one address. sender: the envelope's, an address of the recipient's; "" as it came."""
 
     word: ClassVar[str] = "forward"
     to: str
     copy: bool = False
+    sender: str = ""
 
     def __post_init__(self) -> None:
         values.AddressText.parse(self.to)
+        _own(self.sender)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Answer the envelope sender; subject "" for `Re:` and the message's."""
+    """Answer the envelope sender; subject "" for `Re:` and the message's. sender: as for Forward, in From."""
 
     word: ClassVar[str] = "reply"
     text: str
     subject: str = ""
+    sender: str = ""
 
     def __post_init__(self) -> None:
         _body(self.text)
         _line(self.subject)
+        _own(self.sender)
 
 
 class _Refusal:
@@ -132,12 +142,13 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a message of the script's own, one to each address."""
+    """Send a message of the script's own, one to each address. sender: as for Forward, in From too."""
 
     word: ClassVar[str] = "send"
     to: tuple[str, ...]
     subject: str
     text: str
+    sender: str = ""
 
     def __post_init__(self) -> None:
         if not self.to:
@@ -146,6 +157,7 @@ class Send:
             values.AddressText.parse(one)
         _line(self.subject)
         _body(self.text)
+        _own(self.sender)
 
 
 @dataclass(frozen=True, slots=True)

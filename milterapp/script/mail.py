@@ -199,18 +199,23 @@ class Mail:
         made = folder if isinstance(folder, Mailbox) else Mailbox(plain(folder, "a folder"))
         self._collected.add(actions.File(made.levels, copy))
 
-    def forward(self, to: To, *, copy: bool = False) -> None:
-        """Send the message on to one address."""
-        self._collected.add(actions.Forward(_address(to), copy))
+    def forward(self, to: To, *, copy: bool = False, sender: To | None = None) -> None:
+        """Send the message on to one address. sender: an address of one's own that it bounces to."""
+        self._collected.add(actions.Forward(_address(to), copy, _sender(sender)))
 
-    def reply(self, *, text: Text, subject: Text | HeaderText = "") -> None:
-        """Answer the envelope sender; what may be answered at all is not the script's to say."""
-        self._collected.add(actions.Reply(body_text(text), _one_line(subject)))
+    def reply(self, *, text: Text, subject: Text | HeaderText = "", sender: To | None = None) -> None:
+        """Answer the envelope sender; what may be answered at all is not the script's to say.
 
-    def send(self, *, to: To | Iterable[To], subject: Text | HeaderText, text: Text) -> None:
-        """Send a message of the script's own, one to each address."""
+        sender: an address of one's own to answer as.
+        """
+        self._collected.add(actions.Reply(body_text(text), _one_line(subject), _sender(sender)))
+
+    def send(self, *, to: To | Iterable[To], subject: Text | HeaderText, text: Text, sender: To | None = None) -> None:
+        """Send a message of the script's own, one to each address. sender: an address of one's own to write as."""
         several = [to] if isinstance(to, (str, Address, Untrusted)) else list(to)
-        self._collected.add(actions.Send(tuple(map(_address, several)), _one_line(subject), body_text(text)))
+        self._collected.add(
+            actions.Send(tuple(map(_address, several)), _one_line(subject), body_text(text), _sender(sender))
+        )
 
     def reject(self, text: Text) -> None:
         """Refuse the message; the text may begin with a status, `5.7.1 No such page`."""
@@ -246,6 +251,10 @@ class Mail:
 
 def _address(to: To) -> str:
     return to.address if isinstance(to, Address) else Address(to).address
+
+
+def _sender(address: To | None) -> str:
+    return "" if address is None else _address(address)
 
 
 def _one_line(text: Text | HeaderText) -> str:

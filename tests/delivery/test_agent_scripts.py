@@ -92,7 +92,7 @@ def test_an_application_over_two_messages(person: Person, start: Start) -> None:
     result = agent.deliver(submit, queue_id="4A")
     assert (result.status, submit.kinds) == ("ok", ["REPLY"])
     assert submit.asked[0].fields == {
-        "rule": "", "subject": "", "text": "info is open, 1", "step": "0", "script": "apps/page.py",
+        "rule": "", "subject": "", "text": "info is open, 1", "step": "0", "script": "apps/page.py", "from": "",
     }  # fmt: skip
     assert len(person.mail("Maildir/.Pages")) == 1
     page = person.home / ".milterapp/output/apps/page/info.html"

@@ -438,7 +438,16 @@ def test_scripts_do_not_write_to_each_other_for_ever(world: World, sender: str, 
         for number in range(12)
     ]
     assert ends == ["DONE"] * 10 + ["REFUSED"] * 2
+    assert {one.mail for one in world.send.taken} == {"MAIL FROM:<>"}  # no bounce of it comes back
     assert ask(world.bound(queue_id="4M", user=""), "SEND", **SENT)[0] == "DONE"
+    assert world.send.taken[-1].mail == "MAIL FROM:<bob@x.org>"
+
+
+def test_a_bounce_is_forwarded_as_one(world: World) -> None:
+    """Whatever address a script names, the null sender stays null."""
+    asked = {"to": "carol@example.org", "step": "0", "script": "a.py", "from": "bob+x@x.org"}
+    assert ask(world.bound(sender=""), "FORWARD", **asked)[0] == "DONE"
+    assert world.send.taken[0].mail == "MAIL FROM:<>"
 
 
 def test_a_script_answers_within_a_rate(world: World) -> None:
@@ -457,6 +466,54 @@ def test_the_guards_hold_for_scripts_too(world: World) -> None:
     for message, sender in ((listed, "ann@example.org"), (MARK + MESSAGE, "ann@example.org"), (MESSAGE, "")):
         assert ask(world.bound(message, sender=sender), "REPLY", **reply)[0] == "REFUSED"
     assert world.send.taken == []
+
+
+OWN = {
+    "the one written to": ("info@x.org", True),
+    "the user's": ("Bob@X.org", True),
+    "an extension": ("bob+bounces@x.org", True),
+    "an extension of the one written to": ("info+a@x.org", True),
+    "somebody else's": ("carol@x.org", False),
+    "one that begins alike": ("bobby@x.org", False),
+    "another host's": ("bob@y.org", False),
+    "no domain": ("bob", False),
+    "a domain of applications": ("any@apps.example", False),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("kind", ["FORWARD", "REPLY", "SEND"])
+def test_whom_a_script_writes_as(world: World, kind: str, name: str) -> None:
+    """An address of the recipient's own, and no other; a rule names none, it is not looked at."""
+    address, may = OWN[name]
+    asked = {"to": "carol@example.org", "subject": "", "text": "x", "step": "0", "script": "a.py", "from": address}
+    fields = {tag: value for tag, value in asked.items() if tag != "to" or kind != "REPLY"}
+    if kind == "FORWARD":
+        fields = {tag: asked[tag] for tag in ("to", "step", "script", "from")}
+    answer, text = ask(world.bound(), kind, **fields)
+    assert answer == ("DONE" if may else "REFUSED")
+    if not may:
+        assert text == "a script can only write as an address of its user's"
+        assert world.send.taken == []
+        return
+    (taken,) = world.send.taken
+    assert taken.mail == f"MAIL FROM:<{address}>" if kind != "REPLY" else "MAIL FROM:<>"
+    assert kind == "FORWARD" or f"\r\nFrom: {address}\r\n".encode() in b"\r\n" + taken.data
+
+
+def test_a_domain_of_applications(tmp_path: Path) -> None:
+    """Written to there, a script may write as any address there; written to elsewhere it may not."""
+    world = World(tmp_path)
+    try:
+        assert world.policy is not None
+        world.stop()
+        world.policy = dataclasses.replace(world.policy, script_domains=("apps.example",))
+        world.start()
+        for original, want in (("dev-join@Apps.example", "DONE"), ("info@x.org", "REFUSED")):
+            asked = {**SENT, "from": "dev-bounce@apps.example"}
+            assert ask(world.bound(original=original), "SEND", **asked)[0] == want
+    finally:
+        world.close()
 
 
 def test_a_notice_goes_to_the_mailbox(world: World) -> None:

@@ -55,6 +55,15 @@ ACTIONS: dict[str, tuple[str, list[Action]]] = {
     "file-mailbox": ("mail.file(Mailbox('Lists', mail.subject), copy=True)", [File(("Lists", "Grüße"), copy=True)]),
     "forward": ("mail.forward('a@example.org')", [Forward("a@example.org")]),
     "forward-address": ("mail.forward(Address('a@example.org'), copy=True)", [Forward("a@example.org", copy=True)]),
+    "forward-as": (
+        "mail.forward('a@b.example', sender='me+x@b.example')",
+        [Forward("a@b.example", False, "me+x@b.example")],
+    ),
+    "reply-as": ("mail.reply(text='a', sender=Address('me+x@b.example'))", [Reply("a", "", "me+x@b.example")]),
+    "send-as": (
+        "mail.send(to='a@b.example', subject='s', text='t', sender='me+x@b.example')",
+        [Send(("a@b.example",), "s", "t", "me+x@b.example")],
+    ),
     "reply": ("mail.reply(text='a\\r\\nb')", [Reply("a\nb")]),
     "reply-of-both": (
         "mail.reply(text='You said ' + mail.text, subject='Re: ' + mail.subject)",
@@ -100,6 +109,8 @@ REFUSED = {
     "forward-to-sender": ("mail.forward(mail.sender)", "TaintError", "cannot be an address to send to"),
     "send-to-sender": ("mail.send(to=mail.sender, subject='', text='')", "TaintError", "an address to send to"),
     "send-to-one-of": ("mail.send(to=[mail.sender], subject='', text='')", "TaintError", "an address to send to"),
+    "reply-as-sender": ("mail.reply(text='', sender=mail.sender)", "TaintError", "an address to send to"),
+    "reply-as-nobody": ("mail.reply(text='', sender='a')", "ValueError", "is no address"),
     "file-subject": ("mail.file(mail.subject)", "TaintError", "cannot be a folder"),
     "header-name": ("mail.add_header(mail.subject, 'a')", "TaintError", "a header field's name"),
     "output-name": ("output[mail.subject] = 'a'", "TaintError", "a file's name"),
