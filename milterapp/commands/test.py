@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         complain(_HEADERLESS)
     assumed = envelope.envelope_of(options, mail, user.name if user else "", settings.delivery.recipient_delimiter)
     decision = _decide(rules, raw, assumed.envelope, settings, options)
+    given = decision.message.encode("latin-1") or given  # what a script answers about
     edited = apply(given, decision.edits, settings.limits) if decision.edits else given
     if options.json:
         print(json.dumps(decision.to_json(), indent=2))

@@ -133,7 +133,7 @@ class Agent:
             try:
                 if self._rates is not None:
                     self._rates.expire(now - self._settings.keep_records)  # a retry asks again
-                self._scripts.expire(int(now) - self._settings.keep_records)
+                self._scripts.expire(int(now) - self._settings.keep_records, int(now))
             except StateError:
                 pass  # likewise
 
@@ -161,7 +161,7 @@ class Agent:
                 if not text and (too_many := self._scripts.too_many(decision, now)):
                     return Answer("defer", too_many)
                 text = text or record.to_text(decision)
-                self._scripts.commit(home, arrived.key.word, text, decision, now)
+                self._scripts.commit(home, arrived.key.word, text, decision, arrived.envelope, arrived.raw, now)
                 prepared = journal.prepare(arrived.key, text, now)
                 decision = decision if prepared.fresh else record.from_text(prepared.record)
             if refused := self._scripts.write(home, decision):

@@ -95,7 +95,8 @@ class _Steps:
 
     @cached_property
     def _edited(self) -> bytes:
-        return apply(self._job.raw, self._decision.edits) if self._decision.edits else self._job.raw
+        raw = self._decision.message.encode("latin-1") or self._job.raw
+        return apply(raw, self._decision.edits) if self._decision.edits else raw
 
     def once(self, step: str, do: Callable[[], Outcome]) -> Outcome:
         """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again."""
@@ -149,7 +150,7 @@ class _Steps:
         return Outcome("failed", outcome.detail) if outcome.word == "refused" else outcome
 
     def _send(self, kind: str, fields: Mapping[str, str]) -> Outcome:
-        if not self._decision.edits:
+        if not self._decision.edits and not self._decision.message:
             return self._job.submit.ask(kind, fields)
         message = sealed.seal([self._edited])
         try:

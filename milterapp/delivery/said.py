@@ -6,11 +6,15 @@ Must never: believe a plan; what comes here was decoded within limits and checke
 from __future__ import annotations
 
 import dataclasses
+import json
 
+from milterapp.mail.envelope import Envelope
 from milterapp.rules import decision
 from milterapp.rules.decision import Delivery, Reply, Scripted, ScriptRun, Verdict
 from milterapp.script.actions import (
     Action,
+    Answered,
+    Ask,
     Defer,
     Discard,
     File,
@@ -23,19 +27,25 @@ from milterapp.script.actions import (
     Store,
 )
 from milterapp.script.actions import Reply as Answer
+from milterapp.script.memory import Memory, Question
 from milterapp.script.plan import Plan, PlanError, PlanLimits, decode, encode
 from milterapp.script.routes import START
-from milterapp.state.conversations import Change
+from milterapp.state.conversations import Change, Kept
 
-__all__ = ["change_of", "said"]
+__all__ = ["change_of", "check_kept", "question_of", "said"]
 
 _CODES = {"4": 450, "5": 550}
 _SHOWN = 200  # characters of a stored value, where it is shown
-_REMEMBERED = (Store, Output)
+_REMEMBERED = (Store, Output, Ask, Answered)
+_DAY = 86400
+_LONGEST_KEPT = 1 << 20  # bytes of a message that is kept until a question is answered
 
 
-def said(plan: Plan, script: str, sender: str) -> Scripted:
+def said(plan: Plan, script: str, sender: str, memory: Memory) -> Scripted:
     """Return what a script said. script: as the rule names it; sender: whose state it is. Raises PlanError."""
+    about = memory.question(plan.about) if plan.about else None
+    if plan.about and about is None:
+        raise PlanError("about a message that is not kept any more")
     verdict, reply = Verdict.NONE, None
     deliveries: list[Delivery] = []
     edits = []
@@ -49,7 +59,15 @@ def said(plan: Plan, script: str, sender: str) -> Scripted:
             edits.append(one.edit)
         else:
             deliveries += _deliveries(one, script)
-    return Scripted(plan.routed, verdict, reply, tuple(edits), tuple(deliveries), _run(plan, script, sender))
+    return Scripted(
+        plan.routed,
+        verdict,
+        reply,
+        tuple(edits),
+        tuple(deliveries),
+        _run(plan, script, sender),
+        "" if about is None else about.raw.decode("latin-1"),
+    )
 
 
 def _deliveries(one: Action, script: str) -> list[Delivery]:
@@ -80,8 +98,17 @@ def _run(plan: Plan, script: str, sender: str) -> ScriptRun | None:
     return ScriptRun(script, sender, plan.state, stores, tuple(outputs), encode(memory).decode("ascii"))
 
 
-def change_of(run: ScriptRun, limits: PlanLimits) -> Change:
-    """Return a run's changes as its memory takes them. Raises PlanError where it holds none."""
+def check_kept(plan: Plan, size: int) -> None:
+    """Raise PlanError where a question is asked about a message of so many bytes that is too long to be kept."""
+    if size > _LONGEST_KEPT and any(isinstance(one, Ask) for one in plan.actions):
+        raise PlanError(f"ask: the message is longer than {_LONGEST_KEPT} bytes")
+
+
+def change_of(run: ScriptRun, limits: PlanLimits, envelope: Envelope, raw: bytes, now: int) -> Change:
+    """Return a run's changes as its memory takes them. raw: the message that a question would be about.
+
+    now: seconds since 1970. Raises PlanError where it holds none.
+    """
     plan = decode(run.plan.encode("ascii", "replace"), limits)
     if not isinstance(plan, Plan):
         raise PlanError("a record without a plan")
@@ -92,4 +119,19 @@ def change_of(run: ScriptRun, limits: PlanLimits) -> Change:
         state=None if plan.state == START else plan.state,
         stores=tuple((one.key, one.marked, one.value) for one in plan.actions if isinstance(one, Store)),
         outputs=tuple((one.path, one.text) for one in plan.actions if isinstance(one, Output)),
+        questions=tuple(_kept(one, envelope, raw, now) for one in plan.actions if isinstance(one, Ask)),
+        answered=tuple(one.digest for one in plan.actions if isinstance(one, Answered)),
     )
+
+
+def _kept(ask: Ask, envelope: Envelope, raw: bytes, now: int) -> Kept:
+    answer = json.dumps([ask.then, *ask.captures], ensure_ascii=True)
+    texts = (envelope.sender, envelope.original_recipient)
+    sender, original = (one.encode("utf-8", "backslashreplace").decode() for one in texts)
+    return Kept(ask.digest, now + int(ask.days) * _DAY, answer, sender, original, raw)
+
+
+def question_of(kept: Kept) -> Question:
+    """Return a kept message as a script asks for it."""
+    then, *captures = json.loads(kept.answer)
+    return Question(then, tuple(captures), kept.sender, kept.original, kept.message)

@@ -21,14 +21,14 @@ from functools import partial
 from milterapp.delivery import outputs, sandbox
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.rulefile import Loaded, RuleFile, ScriptPlace, UnsafeError
-from milterapp.delivery.said import change_of, said
+from milterapp.delivery.said import change_of, check_kept, question_of, said
 from milterapp.delivery.sandbox_warm import Warm
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Decision, Forward, Scripted, Send, SendReply
 from milterapp.rules.truth import Failed
 from milterapp.script import memory
-from milterapp.script.memory import Memory, Remembered
+from milterapp.script.memory import Memory, Question, Remembered
 from milterapp.script.plan import Failure, Plan, PlanError, PlanLimits, decode
 from milterapp.script.run import Job, serve, to_bytes, work
 from milterapp.state.conversations import Conversations
@@ -74,6 +74,11 @@ class _Kept:
     def keys(self, prefix: str) -> Sequence[tuple[str, bool]]:
         """Return the keys that begin so."""
         return self._kept.keys(self._script, prefix, _MOST_KEYS)
+
+    def question(self, digest: str) -> Question | None:
+        """Return the message that a question is about."""
+        found = self._kept.question(self._script, digest, int(time.time()))
+        return None if found is None else question_of(found)
 
 
 def plan_limits(settings: AgentSettings) -> PlanLimits:
@@ -150,7 +155,8 @@ def run_script(job: Job, script: str, place: ScriptPlace, remembered: Memory, ru
         found = runner.run(job, place, partial(memory.answer, remembered))
         if isinstance(found, Failure):
             return _told(job, script, found)
-        return said(found, script, job.envelope.sender)
+        check_kept(found, len(job.raw))
+        return said(found, script, job.envelope.sender, remembered)
     except sandbox.SandboxError as error:
         if error.reason == "level":
             raise RefusedError(str(error)) from error
@@ -243,15 +249,21 @@ class Scripts:
         kept = self._memory(home)
         return (kept.committed(message) or "") if kept is not None else ""
 
-    def commit(self, home: int, message: str, record: str, decision: Decision, now: int) -> None:
-        """Make the changes of a decision, once, and keep its record. Raises StateError, OSError, PlanError."""
+    def commit(
+        self, home: int, message: str, record: str, decision: Decision, envelope: Envelope, raw: bytes, now: int
+    ) -> None:
+        """Make the changes of a decision, once, and keep its record. raw: the message as it came.
+
+        Raises StateError, OSError, PlanError.
+        """
         mails = mails_of(decision)
         if not decision.scripts and not mails:
             return
         self._hold(home)
         kept = self._memory(home, make=True)
         assert kept is not None  # noqa: S101 - it was to be made
-        changes = [change_of(one, self._plan_limits) for one in decision.scripts]
+        about = decision.message.encode("latin-1") or raw
+        changes = [change_of(one, self._plan_limits, envelope, about, now) for one in decision.scripts]
         kept.commit(message, record, changes, mails=mails, now=now, known=tuple(self._known))
         self._known = {message}
 
@@ -277,10 +289,10 @@ class Scripts:
         assert kept is not None  # noqa: S101 - it was to be made
         kept.tell(told.handle, now)
 
-    def expire(self, before: int) -> None:
-        """Forget records older than that. Raises StateError."""
+    def expire(self, before: int, now: int) -> None:
+        """Forget records older than that, and questions that are too old now. Raises StateError."""
         if self._kept is not None:
-            self._kept.expire(before)
+            self._kept.expire(before, now)
 
     # the memory and its lock
 

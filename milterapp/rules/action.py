@@ -37,6 +37,7 @@ class Outcome:
     tags: frozenset[str] = frozenset()
     log: list[str] = field(default_factory=list)
     scripts: list[ScriptRun] = field(default_factory=list)
+    message: str = ""
 
     def deliver(self, delivery: Delivery, *, copy: bool) -> None:
         """Add a delivery, once; one that is no copy ends the rules."""

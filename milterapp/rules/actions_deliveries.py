@@ -258,6 +258,7 @@ class RunScript(Action):
         """Take over what it said."""
         said = given.script(self.file)
         outcome.edits += said.edits
+        outcome.message = said.message or outcome.message
         for one in said.deliveries:
             copy = isinstance(one, SendReply | Send) or getattr(one, "copy", False)
             outcome.deliver(one, copy=copy)

@@ -164,6 +164,7 @@ def _decision(
         score=round(outcome.score, 6),
         tags=tuple(sorted(outcome.tags)),
         log=tuple(outcome.log),
+        message=outcome.message,
         scripts=() if outcome.verdict is Verdict.DEFER else tuple(outcome.scripts),
         deliveries=deliveries,
         hold_reason=outcome.hold_reason,

@@ -277,7 +277,8 @@ class ScriptRun:
 class Scripted:
     """What a script said of a message. routed: False where it has nothing to say, and its rule does not match.
 
-    verdict, reply: NONE and None where it gives none. run: None where it changes nothing beside mail.
+    verdict, reply: NONE and None where it gives none. run: None where it changes nothing beside mail. message: the one
+    that edits and deliveries are of, as Latin-1, where it is another than came.
     """
 
     routed: bool = True
@@ -286,6 +287,7 @@ class Scripted:
     edits: tuple[Edit, ...] = ()
     deliveries: tuple[Delivery, ...] = ()
     run: ScriptRun | None = None
+    message: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +344,8 @@ class Decision:
     could_not_tell: why a limit or a failed lookup left the decision open, "" where it did not; on_error: what the rule
     in question says of that (accept, keep or defer), "" where it leaves it to the site.
     filters: programs that the edited message goes through, in order. envelope: changes of it, in order (site).
-    score, tags, log: what the actions of these names left. scripts: what scripts change beside mail.
+    score, tags, log: what the actions of these names left. scripts: what scripts change beside mail. message: the one
+    that edits and deliveries are of, as Latin-1, where a script answers about another than came.
     matched: names of the rules that hold, those that only observe included, in their order.
     rules: a line of the trace for each rule, made when it is first read.
     """
@@ -366,6 +369,7 @@ class Decision:
     tags: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
     scripts: tuple[ScriptRun, ...] = ()
+    message: str = field(default="", repr=False)
 
     @property
     def changes(self) -> tuple[Edit | Filter | EnvelopeEdit, ...]:

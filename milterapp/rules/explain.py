@@ -180,6 +180,7 @@ def explain(decision: Decision) -> str:
         words += f" {shown(told['text'])}" if "text" in told else ""
         words += f" (refused: {told['refused']})" if told.get("refused") else ""
         lines.append(f"delivery: {words}")
+    lines += ["message: another than this, which a script has kept"] if decision.message else []
     for run in decision.scripts:
         lines += [f"script {run.script}: next state {run.state}"] if run.state else []
         lines += [f"script {run.script}: store {shown(key)} {value or 'forgotten'}" for key, value in run.stores]

@@ -15,14 +15,16 @@ from typing import Any, ClassVar
 from milterapp.mail import edits, values
 from milterapp.script import stored
 
-__all__ = ["KINDS", "Action", "Defer", "Discard", "File", "Forward", "Header", "Keep", "Output", "Reject", "Reply",
-           "Send", "Store"]  # fmt: skip
+__all__ = ["KINDS", "MOST_DAYS", "Action", "Answered", "Ask", "Defer", "Discard", "File", "Forward", "Header", "Keep",
+           "Output", "Reject", "Reply", "Send", "Store"]  # fmt: skip
 
 _STATUS = re.compile(r"([45])\.[0-9]{1,3}\.[0-9]{1,3}")
 _LINE = re.compile(r"[\x20-\x7e]{1,400}")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}){0,7}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MOST_HEADER = 1000
+MOST_DAYS = 90  # for which a question waits
 _MOST_KEY = 500
 
 
@@ -222,8 +224,46 @@ class Output:
             )
 
 
-Action = Keep | File | Forward | Reply | Reject | Defer | Discard | Send | Header | Store | Output
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Keep the message until a question about it is answered, for some days. The question itself is a Reply or Send.
+
+    digest: SHA-256 of the token in the question, so that what is stored answers nothing; then: the function to call
+    with the message; captures: its arguments, name and value in turn.
+    """
+
+    word: ClassVar[str] = "ask"
+    digest: str
+    then: str
+    captures: tuple[str, ...] = ()
+    days: str = "7"
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.fullmatch(self.digest):
+            raise ValueError("a question without the digest of its token")
+        if not self.then.isidentifier() or len(self.then) > 100:
+            raise ValueError("a question without the function that answers it")
+        if len(self.captures) % 2 or len(self.captures) > 40 or any(len(one) > 1000 for one in self.captures):
+            raise ValueError("captures: expected at most 20 names with their values")
+        if not self.days.isascii() or not self.days.isdigit() or not 1 <= int(self.days) <= MOST_DAYS:
+            raise ValueError(f"expected 1 to {MOST_DAYS} days")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Forget a question: it was answered, and cannot be again."""
+
+    word: ClassVar[str] = "answered"
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.fullmatch(self.digest):
+            raise ValueError("no question")
+
+
+Action = Keep | File | Forward | Reply | Reject | Defer | Discard | Send | Header | Store | Output | Ask | Answered
 
 KINDS: dict[str, Any] = {
-    kind.word: kind for kind in (Keep, File, Forward, Reply, Reject, Defer, Discard, Send, Header, Store, Output)
+    kind.word: kind
+    for kind in (Keep, File, Forward, Reply, Reject, Defer, Discard, Send, Header, Store, Output, Ask, Answered)
 }

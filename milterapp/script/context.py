@@ -30,6 +30,7 @@ class Collected:
         self.memory = memory
         self.actions: list[Action] = []
         self.stores: dict[str, tuple[bool, str | None]] = {}
+        self.about = ""  # the digest of the question whose message edits and deliveries are of
         self._limits = limits
         self._size = 0
 

@@ -7,16 +7,32 @@ A script process has no database: it asks its parent over a pipe (`Asked`), whic
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from milterapp.script.plan import PlanError
 
-__all__ = ["Asked", "Memory", "Remembered", "answer"]
+__all__ = ["Asked", "Memory", "Question", "Remembered", "answer"]
 
 _MOST_KEYS = 100_000
 _MOST_KEY = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A message that is kept until a question about it is answered (actions.Ask).
+
+    sender, original: of its envelope; captures: names and values in turn.
+    """
+
+    then: str
+    captures: tuple[str, ...]
+    sender: str
+    original: str
+    raw: bytes = field(repr=False)
 
 
 class Memory(Protocol):
@@ -31,6 +47,9 @@ class Memory(Protocol):
     def keys(self, prefix: str) -> Sequence[tuple[str, bool]]:
         """Return the keys that begin so, in order, each with whether it came from a message."""
 
+    def question(self, digest: str) -> Question | None:
+        """Return the message that a question is about, None where there is none, or none any more."""
+
 
 class Remembered:
     """A memory in tables: for tests, and where there is none yet."""
@@ -39,9 +58,11 @@ class Remembered:
         self,
         states: Mapping[tuple[str, ...], str] | None = None,
         values: Mapping[str, tuple[bool, str]] | None = None,
+        questions: Mapping[str, Question] | None = None,
     ) -> None:
         self.states = dict(states or {})
         self.values = dict(values or {})
+        self.questions = dict(questions or {})
 
     def state(self, per: tuple[str, ...]) -> str:
         """Return the state."""
@@ -55,6 +76,10 @@ class Remembered:
     def keys(self, prefix: str) -> Sequence[tuple[str, bool]]:
         """Return the keys."""
         return [(key, self.values[key][0]) for key in sorted(self.values) if key.startswith(prefix)]
+
+    def question(self, digest: str) -> Question | None:
+        """Return the question."""
+        return self.questions.get(digest)
 
 
 class Asked:
@@ -79,6 +104,14 @@ class Asked:
         """Ask for the keys."""
         return [(str(key), bool(marked)) for key, marked in self._question("keys", prefix)]
 
+    def question(self, digest: str) -> Question | None:
+        """Ask for a question."""
+        found = self._question("question", digest)
+        if found is None:
+            return None
+        then, captures, sender, original, raw = found
+        return Question(str(then), tuple(map(str, captures)), str(sender), str(original), base64.b64decode(raw))
+
 
 def answer(memory: Memory, question: bytes) -> bytes:
     """Return the answer to a script process's question. Raises PlanError for what is none."""
@@ -96,9 +129,18 @@ def answer(memory: Memory, question: bytes) -> bytes:
         given = memory.value(about)
     elif what == "keys" and _is_key(about):
         given = list(memory.keys(about))[:_MOST_KEYS]
+    elif what == "question" and _is_key(about):
+        given = _told(memory.question(about))
     else:
         raise PlanError("a question of an unknown kind")
     return json.dumps(given, ensure_ascii=True).encode("ascii")
+
+
+def _told(found: Question | None) -> object:
+    if found is None:
+        return None
+    raw = base64.b64encode(found.raw).decode("ascii")
+    return [found.then, list(found.captures), found.sender, found.original, raw]
 
 
 def _is_key(value: object) -> bool:

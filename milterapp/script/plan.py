@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from milterapp.script.actions import (
     KINDS,
     Action,
+    Ask,
     Defer,
     Discard,
     File,
@@ -57,12 +58,14 @@ class Plan:
 
     state: the next state's name, "" to leave it; per: the captures that it is kept by, beside the sender.
     routed: False where no route of an application matches, so that it has nothing to say about this message.
+    about: the digest of a question whose kept message the edits and deliveries are of, "" for the one that came.
     """
 
     actions: tuple[Action, ...] = ()
     state: str = ""
     per: tuple[str, ...] = ()
     routed: bool = True
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Failure:
 
 
 _SIZES: Mapping[str, int] = {"kind": 100, "text": 4000, "trace": 16_000}
-_HEADS: Mapping[str, tuple[str, ...]] = {"plan": ("state", "per", "routed"), "failure": tuple(_SIZES)}
+_HEADS: Mapping[str, tuple[str, ...]] = {"plan": ("state", "per", "routed", "about"), "failure": tuple(_SIZES)}
 _VERSION = 1
 
 
@@ -84,7 +87,7 @@ def encode(found: Plan | Failure) -> bytes:
     if isinstance(found, Failure):
         texts = {name: getattr(found, name)[:most] for name, most in _SIZES.items()}
         return _lines({"failure": _VERSION, **texts}, [])
-    head = {"plan": _VERSION, "state": found.state, "per": found.per, "routed": found.routed}
+    head = {"plan": _VERSION, "state": found.state, "per": found.per, "routed": found.routed, "about": found.about}
     actions = [{"action": one.word, **dataclasses.asdict(one)} for one in found.actions]
     return _lines(head, actions)
 
@@ -114,7 +117,8 @@ def decode(data: bytes, limits: PlanLimits = DEFAULT) -> Plan | Failure:
     if not isinstance(head["routed"], bool):
         raise PlanError("routed: expected true or false")
     actions = tuple(_action(one) for one in middle)
-    plan = Plan(actions, _text(head["state"], "state"), _texts(head["per"], "per"), head["routed"])
+    state, per, about = _text(head["state"], "state"), _texts(head["per"], "per"), _text(head["about"], "about")
+    plan = Plan(actions, state, per, head["routed"], about)
     check(plan, limits)
     return plan
 
@@ -204,7 +208,8 @@ def check(plan: Plan, limits: PlanLimits = DEFAULT) -> None:
     actions = plan.actions
     if len(actions) > limits.actions:
         raise PlanError(f"more than {limits.actions} actions")
-    for kind, most, words in ((Output, limits.outputs, "outputs"), (Store, limits.stores, "stored values")):
+    kinds = ((Output, limits.outputs, "outputs"), (Store, limits.stores, "stored values"), (Ask, 1, "questions"))
+    for kind, most, words in kinds:
         if sum(isinstance(one, kind) for one in actions) > most:
             raise PlanError(f"more than {most} {words}")
     sizes = [len(text) for one in actions for text in texts_of(one)]
@@ -213,7 +218,7 @@ def check(plan: Plan, limits: PlanLimits = DEFAULT) -> None:
     recipients = sum(len(one.to) if isinstance(one, Send) else isinstance(one, Forward) for one in actions)
     if recipients > limits.recipients:
         raise PlanError(f"more than {limits.recipients} recipients")
-    if len(plan.state) > 100 or len(plan.per) > 10 or any(len(one) > 320 for one in plan.per):
+    if len(plan.about) > 64 or len(plan.state) > 100 or len(plan.per) > 10 or any(len(one) > 320 for one in plan.per):
         raise PlanError("a state longer than any")
     _check_together(plan)
 

@@ -102,14 +102,14 @@ def _run(script: Script, job: Job, memory: Memory) -> Plan:
         if script.main is not None:
             if script.main(mail) is not None:
                 raise ScriptError("main returned something; only a route's function returns the next state")
-            plan = Plan(tuple(collected.actions))
+            plan = Plan(tuple(collected.actions), about=collected.about)
         else:
             assert script.application is not None  # noqa: S101 - a Script has one of them
             call = _find(script.application, job.envelope, memory)
             if call is None:
                 return Plan(routed=False)
             result = call.function(mail, **call.captures)
-            plan = Plan(tuple(collected.actions), _next(call, result), call.per)
+            plan = Plan(tuple(collected.actions), _next(call, result), call.per, about=collected.about)
     try:
         check(plan, job.plan_limits)
     except PlanError as error:

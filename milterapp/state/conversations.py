@@ -16,13 +16,16 @@ from itertools import takewhile
 
 from milterapp.state.database import Database
 
-__all__ = ["Change", "Conversations", "Output"]
+__all__ = ["Change", "Conversations", "Kept", "Output"]
 
 _SCHEMA = """
 CREATE TABLE states (script TEXT NOT NULL, sender TEXT NOT NULL, per TEXT NOT NULL, state TEXT NOT NULL,
     PRIMARY KEY (script, sender, per)) WITHOUT ROWID;
 CREATE TABLE stored (script TEXT NOT NULL, key TEXT NOT NULL, marked INTEGER NOT NULL, value TEXT NOT NULL,
     PRIMARY KEY (script, key)) WITHOUT ROWID;
+CREATE TABLE questions (script TEXT NOT NULL, digest TEXT NOT NULL, until INTEGER NOT NULL, answer TEXT NOT NULL,
+    sender TEXT NOT NULL, original TEXT NOT NULL, message BLOB NOT NULL, PRIMARY KEY (script, digest)) WITHOUT ROWID;
+CREATE INDEX questions_until ON questions (until);
 CREATE TABLE outputs (number INTEGER PRIMARY KEY, script TEXT NOT NULL, path TEXT NOT NULL, text TEXT);
 CREATE TABLE committed (message TEXT PRIMARY KEY, record TEXT NOT NULL, mails INTEGER NOT NULL, at INTEGER NOT NULL)
     WITHOUT ROWID;
@@ -45,6 +48,21 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A message that is kept until a question about it is answered. digest: of the token that answers it.
+
+    answer: what the script wants to know again then; sender, original: of the envelope; until: seconds since 1970.
+    """
+
+    digest: str
+    until: int
+    answer: str
+    sender: str
+    original: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """What one run of a script changes. state: the sender's next one, "" to leave it, None to have none.
 
@@ -58,6 +76,8 @@ class Change:
     state: str | None = ""
     stores: tuple[tuple[str, bool, str | None], ...] = ()
     outputs: tuple[tuple[str, str | None], ...] = ()
+    questions: tuple[Kept, ...] = ()
+    answered: tuple[str, ...] = ()
 
 
 class Conversations:
@@ -93,6 +113,16 @@ class Conversations:
             )
             return [(str(key), bool(marked)) for key, marked in takewhile(lambda row: row[0].startswith(prefix), rows)]
 
+    def question(self, script: str, digest: str, now: int) -> Kept | None:
+        """Return the message that a question is about, None where it was answered, or is too old."""
+        with self.database.reading() as connection:
+            row = connection.execute(
+                "SELECT digest, until, answer, sender, original, message FROM questions"
+                " WHERE script = ? AND digest = ? AND until > ?",
+                (script, digest, now),
+            ).fetchone()
+        return None if row is None else Kept(*row)
+
     def mails_since(self, at: int) -> int:
         """Return how many mails messages since then have caused."""
         with self.database.reading() as connection:
@@ -126,6 +156,11 @@ class Conversations:
                         run("DELETE FROM stored WHERE script = ? AND key = ?", (one.script, key))
                     else:
                         run(_PUT.format("stored", "?, ?, ?, ?"), (one.script, key, marked, value))
+                for kept in one.questions:
+                    row = (one.script, kept.digest, kept.until, kept.answer, kept.sender, kept.original, kept.message)
+                    run(_PUT.format("questions", "?, ?, ?, ?, ?, ?, ?"), row)
+                for digest in one.answered:
+                    run("DELETE FROM questions WHERE script = ? AND digest = ?", (one.script, digest))
                 for path, text in one.outputs:
                     run("INSERT INTO outputs (script, path, text) VALUES (?, ?, ?)", (one.script, path, text))
                 place = (one.script, one.sender.lower(), _per(one.per))
@@ -157,12 +192,19 @@ class Conversations:
         with self.database.transaction() as connection:
             connection.execute(_PUT.format("told", "?, ?"), (handle, now))
 
-    def expire(self, before: int) -> int:
-        """Forget records and what was told before then; states and values stay. Return how many rows that were."""
+    def expire(self, before: int, now: int) -> int:
+        """Forget records and what was told before then, and questions that were to be answered by now.
+
+        States and values stay. Return how many rows that were.
+        """
         with self.database.transaction() as connection:
             return sum(
-                connection.execute(statement, (before,)).rowcount
-                for statement in ("DELETE FROM committed WHERE at < ?", "DELETE FROM told WHERE at < ?")
+                connection.execute(statement, (at,)).rowcount
+                for statement, at in (
+                    ("DELETE FROM committed WHERE at < ?", before),
+                    ("DELETE FROM told WHERE at < ?", before),
+                    ("DELETE FROM questions WHERE until <= ?", now),
+                )
             )
 
     def close(self) -> None:

@@ -312,6 +312,55 @@ def test_a_changed_script_is_read_again(person: Person, start: Start) -> None:
     assert (len(person.mail("Maildir/.A")), len(person.mail("Maildir/.B"))) == (1, 1)
 
 
+ASKS = """
+import typing
+context = typing.sys.modules["milterapp.script.context"]
+actions = typing.sys.modules["milterapp.script.actions"]
+run = typing.sys.modules["milterapp.script.plan"]
+
+@route("page@{host}")
+def START(mail, host):
+    context.current().add(actions.Ask("d" * 64, "publish", ("host", host)))
+    mail.reply(text="Really?", sender="bob+d@x.org")
+    mail.discard()
+
+@stateless
+@route("bob+d@{host}")
+def answer(mail, host):
+    found = context.current().memory.question("d" * 64)
+    if found is None:
+        return mail.reject("5.1.1 Nobody asked")
+    context.current().add(actions.Answered("d" * 64))
+    mail.add_header("X-Asked", found.then + " " + found.captures[1])
+    mail.file("Published")
+    context.current().about = "d" * 64
+"""
+
+
+def test_a_question_and_its_answer(person: Person, start: Start) -> None:
+    """The message that was asked about is kept, once, and what becomes of it is decided with the answer."""
+    with_script(person, ASKS)
+    agent, submit = start(), Submit()
+    first = MESSAGE.replace(b"hi", b"the original \xff\0")
+    assert agent.deliver(submit, first, queue_id="4A", original="page@x.org").status == "ok"
+    assert (submit.kinds, submit.asked[0].fields["from"]) == (["REPLY"], "bob+d@x.org")
+    answered = agent.deliver(submit, queue_id="4B", original="bob+d@x.org")
+    assert answered.status == "ok", answered
+    (published,) = person.mail("Maildir/.Published")
+    assert published.endswith(b"\nX-Asked: publish x.org\n\nthe original \xff\0\n")
+    assert b"X-Original-To: bob+d@x.org\n" in published
+    again = agent.deliver(submit, queue_id="4C", original="bob+d@x.org")
+    assert (again.status, again.text) == ("reject", "5.1.1 Nobody asked")
+
+
+def test_a_message_too_long_to_be_kept(person: Person, start: Start) -> None:
+    """A question about it cannot be asked, and its author is told."""
+    with_script(person, ASKS)
+    submit = Submit()
+    assert start().deliver(submit, MESSAGE + b"x" * (1 << 20), original="page@x.org").status == "defer"
+    assert "ask: the message is longer than 1048576 bytes" in submit.asked[0].fields["text"]
+
+
 def test_nothing_of_one_message_is_left_for_the_next(person: Person, start: Start) -> None:
     """One process may do both, but the script is loaded anew: what it kept in its own names is gone."""
     with_script(person, "SEEN = []\n" + plain("SEEN.append(1)", "mail.file('A')", "store['seen'] = len(SEEN)"))

@@ -14,6 +14,8 @@ from milterapp.script import stored
 from milterapp.script.actions import (
     KINDS,
     Action,
+    Answered,
+    Ask,
     Defer,
     Discard,
     File,
@@ -47,8 +49,10 @@ EVERY: dict[str, Action] = {
     "store-forget": Store("page", True, None),
     "output": Output("2026/page.html", "<p>\u2028</p>"),
     "output-remove": Output("page.html", None),
+    "ask": Ask("0" * 64, "publish", ("page", "é"), "30"),
+    "answered": Answered("f" * 64),
 }
-WHOLE = Plan((EVERY["file"], EVERY["send"], EVERY["store"]), "POSTING", ("dev",))
+WHOLE = Plan((EVERY["file"], EVERY["send"], EVERY["store"]), "POSTING", ("dev",), about="a" * 64)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -112,7 +116,7 @@ def test_any_fields(word: str, fields: dict[str, Any]) -> None:
     """Whatever an action's fields hold, it becomes that action, valid, or a PlanError."""
     line = json.dumps({"action": word, **fields})
     try:
-        plan = decode(b'{"plan":1,"state":"","per":[],"routed":true}\n' + line.encode() + b'\n{"end":1}\n')
+        plan = decode(b'{"plan":1,"state":"","per":[],"routed":true,"about":""}\n' + line.encode() + b'\n{"end":1}\n')
     except PlanError:
         return
     assert isinstance(plan, Plan)
@@ -126,20 +130,22 @@ def test_any_bytes(data: bytes) -> None:
         decode(data)
 
 
-HEAD = '{"plan":1,"state":"","per":[],"routed":true}'
+HEAD = '{"plan":1,"state":"","per":[],"routed":true,"about":""}'
 END = '{"end":1}'
 KEEP = '{"action":"keep"}'
 BAD: dict[str, tuple[str, ...]] = {
     "nothing": (),
     "no head": (KEEP, END),
-    "another version": ('{"plan":2,"state":"","per":[],"routed":true}', '{"end":0}'),
-    "version true": ('{"plan":true,"state":"","per":[],"routed":true}', '{"end":0}'),
-    "plan and failure": ('{"plan":1,"failure":1,"state":"","per":[],"routed":true}', '{"end":0}'),
-    "more in the head": ('{"plan":1,"state":"","per":[],"routed":true,"x":1}', '{"end":0}'),
-    "state a number": ('{"plan":1,"state":1,"per":[],"routed":true}', '{"end":0}'),
-    "per a text": ('{"plan":1,"state":"","per":"ab","routed":true}', '{"end":0}'),
-    "routed a number": ('{"plan":1,"state":"","per":[],"routed":1}', '{"end":0}'),
-    "unrouted with actions": ('{"plan":1,"state":"","per":[],"routed":false}', KEEP, END),
+    "another version": ('{"plan":2,"state":"","per":[],"routed":true,"about":""}', '{"end":0}'),
+    "version true": ('{"plan":true,"state":"","per":[],"routed":true,"about":""}', '{"end":0}'),
+    "plan and failure": ('{"plan":1,"failure":1,"state":"","per":[],"routed":true,"about":""}', '{"end":0}'),
+    "more in the head": ('{"plan":1,"state":"","per":[],"routed":true,"about":"","x":1}', '{"end":0}'),
+    "state a number": ('{"plan":1,"state":1,"per":[],"routed":true,"about":""}', '{"end":0}'),
+    "per a text": ('{"plan":1,"state":"","per":"ab","routed":true,"about":""}', '{"end":0}'),
+    "routed a number": ('{"plan":1,"state":"","per":[],"routed":1,"about":""}', '{"end":0}'),
+    "about a number": ('{"plan":1,"state":"","per":[],"routed":true,"about":1}', '{"end":0}'),
+    "about too much": ('{"plan":1,"state":"","per":[],"routed":true,"about":"' + "a" * 65 + '"}', '{"end":0}'),
+    "unrouted with actions": ('{"plan":1,"state":"","per":[],"routed":false,"about":""}', KEEP, END),
     "no end": (HEAD, KEEP),
     "end counts less": (HEAD, KEEP, '{"end":0}'),
     "end counts more": (HEAD, KEEP, '{"end":2}'),

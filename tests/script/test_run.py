@@ -27,7 +27,7 @@ from milterapp.script.actions import (
     Store,
 )
 from milterapp.script.load import MODULES
-from milterapp.script.memory import Asked, Remembered
+from milterapp.script.memory import Asked, Question, Remembered
 from milterapp.script.plan import Failure, Plan, PlanError, decode, encode
 from milterapp.script.run import Job, run, work
 from tests.script.sample import FILE, MESSAGE, failed, job, planned
@@ -293,7 +293,10 @@ def test_any_report(fields: list[str]) -> None:
     planned(script("mail.bounce"), raw=report(*fields))
 
 
-STORED = Remembered(values={"a": (False, "1"), "b@example.org": (True, '["u","x"]')})
+STORED = Remembered(
+    values={"a": (False, "1"), "b@example.org": (True, '["u","x"]')},
+    questions={"d" * 64: Question("publish", ("page", "x"), "ann@example.org", "page@example.com", b"\xff\0")},
+)
 STORE = {
     "value": ("store['a']", "1"),
     "marked": ("store['b@example.org']", "Untrusted('x')"),
@@ -304,6 +307,14 @@ STORE = {
     "keys-prefix": ("store.keys('b')", "[Untrusted('b@example.org')]"),
     "iterate": ("list(store)", "['a', Untrusted('b@example.org')]"),
     "own-change": ("[store.__setitem__('a', [2]), store['a'], store.keys('a')]", "[None, [2], ['a']]"),
+    "question": (
+        "__import__('typing').sys.modules['milterapp.script.context'].current().memory.question('d' * 64).raw",
+        r"b'\xff\x00'",
+    ),
+    "no-question": (
+        "__import__('typing').sys.modules['milterapp.script.context'].current().memory.question('')",
+        "None",
+    ),
     "own-forgetting": ("[store.__delitem__('a'), 'a' in store, store.keys('a')]", "[None, False, []]"),
 }
 

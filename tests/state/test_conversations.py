@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milterapp.state.conversations import Change, Conversations, Output
+from milterapp.state.conversations import Change, Conversations, Kept, Output
 from milterapp.state.database import StateError
 
 SENDER = "ann@example.org"
@@ -67,6 +67,18 @@ def test_forgetting(kept: Conversations) -> None:
     assert kept.state("a.py", SENDER, ()) == ""
 
 
+def test_questions(kept: Conversations) -> None:
+    """A message is kept for its script under its digest, until it is answered or too old."""
+    first, second = (Kept(digest, 500, "[]", SENDER, "a@b", b"\xff\0") for digest in ("d1", "d2"))
+    commit(kept, "m1", Change("a.py", questions=(first, second)))
+    assert kept.question("a.py", "d1", 499) == first
+    assert [kept.question(*one) for one in (("a.py", "d1", 500), ("b.py", "d1", 1), ("a.py", "d3", 1))] == [None] * 3
+    commit(kept, "m2", Change("a.py", answered=("d1",)))
+    assert (kept.question("a.py", "d1", 1), kept.question("a.py", "d2", 1)) == (None, second)
+    assert kept.expire(0, 500) == 1
+    assert kept.question("a.py", "d2", 1) is None
+
+
 def test_files_wait_in_order(kept: Conversations) -> None:
     """They are given in the order of their messages, until they are said to be written."""
     for number in range(3):
@@ -83,7 +95,7 @@ def test_records_are_let_go(kept: Conversations) -> None:
     kept.commit("m2", "{}", (), mails=3, now=200, known=("m1",))
     assert (kept.committed("m1"), kept.committed("m2")) == ("", "{}")
     assert (kept.mails_since(0), kept.mails_since(100), kept.mails_since(200)) == (4, 3, 0)
-    assert kept.expire(150) == 1
+    assert kept.expire(150, 0) == 1
     assert kept.committed("m1") is None
 
 
@@ -93,9 +105,9 @@ def test_telling_once(kept: Conversations) -> None:
     kept.tell("h", 1000)
     kept.tell("h", 1001)
     assert (kept.was_told("h"), kept.was_told("other")) == (True, False)
-    kept.expire(1001)
+    kept.expire(1001, 0)
     assert kept.was_told("h")
-    kept.expire(1002)
+    kept.expire(1002, 0)
     assert not kept.was_told("h")
 
 
@@ -129,9 +141,10 @@ def test_what_is_asked_has_an_index(kept: Conversations) -> None:
     kept.keys("a.py", "k", 10)
     kept.mails_since(5)
     kept.committed("m")
+    kept.question("a.py", "d", 5)
     connection.set_trace_callback(None)
     plans = [" ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")) for one in statements]
-    assert len(plans) == 5
+    assert len(plans) == 6
     assert all(plan.startswith("SEARCH") for plan in plans), plans
 
 
