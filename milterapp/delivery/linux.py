@@ -52,6 +52,7 @@ _PR_CAP_AMBIENT, _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 47, 2, 4
 _SECUREBITS = 0b11 | 1 << 5  # root's uid brings no capability, and that and KEEPCAPS are locked
 _CAPABILITY_VERSION = 0x20080522
 _LANDLOCK_CREATE_RULESET = 444  # on every architecture
+_NO_LANDLOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})  # EPERM: a container's filter
 _SIGKILL = 9
 _NO_ID = 2**32 - 2  # the first id that stands for none
 
@@ -265,6 +266,11 @@ def is_sealed(fd: int) -> bool:
 
 
 def landlock_abi() -> int:
-    """Return the version of Landlock that this kernel offers; 0 for none."""
+    """Return the version of Landlock that this kernel offers; 0 for none, and where it is turned off.
+
+    Raises OSError where it could not be told: none is what the kernel says, not what failed.
+    """
     result = int(_libc.syscall(ctypes.c_long(_LANDLOCK_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
+    if result < 0 and ctypes.get_errno() not in _NO_LANDLOCK:
+        raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
     return max(result, 0)

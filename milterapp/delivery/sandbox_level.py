@@ -45,7 +45,7 @@ _WITHOUT_LANDLOCK = (  # the ABI that brings it, and what is so without
 
 @functools.cache
 def probe() -> Level:
-    """Return what this kernel enforces; asked once."""
+    """Return what this kernel enforces; asked once. Raises OSError where it could not be told."""
     return level_of(linux.landlock_abi(), has_seccomp=_has_seccomp())
 
 
@@ -57,9 +57,14 @@ def level_of(abi: int, *, has_seccomp: bool) -> Level:
 
 
 def _has_seccomp() -> bool:
-    """Return whether filters can be installed: the kernel then reads the one at address 0, and fails at that."""
+    """Return whether filters can be installed: the kernel then reads the one at address 0, and fails at that.
+
+    Raises OSError.
+    """
     try:
         linux.prctl(22, 2, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER; prctl(2)
     except OSError as error:
+        if error.errno not in (errno.EFAULT, errno.EINVAL, errno.ENOSYS, errno.EPERM):
+            raise  # it could not be told
         return error.errno == errno.EFAULT
     return False

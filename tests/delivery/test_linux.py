@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from milterapp.delivery import linux, sealed
+from milterapp.delivery import linux, sealed, seccomp
 from tests.delivery.inside import error_of, inside
 
 EPERM = 1
@@ -220,3 +221,28 @@ def test_a_process_that_asked_dies_with_its_parent() -> None:
 def test_the_abi_of_landlock_is_a_number() -> None:
     """A kernel without Landlock says 0."""
     assert linux.landlock_abi() >= 0
+
+
+@pytest.mark.parametrize(
+    ("found", "none"),
+    [(errno.ENOSYS, True), (errno.EOPNOTSUPP, True), (errno.EPERM, True), (errno.ENOMEM, False), (errno.EINTR, False)],
+    ids=["too old", "turned off", "a container's filter", "no memory", "interrupted"],
+)
+def test_no_landlock_is_what_the_kernel_says(found: int, none: bool) -> None:
+    """A call that fails for another reason is an error: no script may run with a wall less than there could be."""
+
+    def act() -> object:
+        number = linux._LANDLOCK_CREATE_RULESET
+        code = [
+            *seccomp._head(os.uname().machine),
+            seccomp._jump(seccomp._EQUAL, number, 0, 1),
+            seccomp._do(seccomp._RETURN, seccomp._ERRNO | found),
+            seccomp._do(seccomp._RETURN, seccomp._ALLOW),
+        ]
+        seccomp.install(b"".join(code))
+        try:
+            return linux.landlock_abi()
+        except OSError as error:
+            return -(error.errno or 0)
+
+    assert inside(act) == (0 if none else -found)

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 
+from milterapp.delivery import sandbox
 from tests.delivery.agent_process import Person, Submit
 from tests.soak.killed_agent import AgentCase
 
@@ -41,6 +42,7 @@ class ScriptCase(AgentCase):
     """One message for a script; what it changes must be there once, whole or not at all, and before anything leaves."""
 
     def _prepare(self, person: Person) -> None:
+        sandbox.prepare()  # as the zygote does
         person.write(RULES)
         person.write(SOURCE, ".milterapp/apps/page.py")
 
