@@ -14,10 +14,11 @@ __all__ = ["MACROS", "Plan", "Step", "plan_for"]
 
 Step = str  # connect, helo, mail, rcpt, data, header, eoh, body; the names of libmilter's callbacks
 
-# By step, the macros that are asked for. `i` is the queue id: at connect only cleanup(8) knows it, and then the message
-# comes from sendmail(1) or the queue, where no recipient can be refused.
+# By step, the macros that are asked for. `i` is the queue id: at connect, of Postfix only cleanup(8) knows it, and then
+# the message comes from sendmail(1) or the queue, where no recipient can be refused. Sendmail always knows it; `v`, the
+# mail server's version, tells the two apart.
 MACROS: dict[Step, str] = {
-    "connect": "i",
+    "connect": "i v",
     "helo": "{tls_version}",
     "mail": "{auth_authen} {tls_version}",
     "rcpt": "i",

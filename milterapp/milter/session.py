@@ -14,6 +14,7 @@ with it (threading.local), and a worker that ends stops listening by other means
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -79,6 +80,7 @@ _UNANSWERED: int = milter.NOREPLY
 _LATER: int = milter.TEMPFAIL
 _CLOSE: int = milter.REJECT
 _VERDICTS = {Say.REJECT: Verdict.REJECT, Say.DEFER: Verdict.DEFER}
+_SENDMAIL = re.compile(r"8\.[0-9]+\.[0-9]")  # how its version begins; Postfix's begins with its name
 _KNOWN_NAMELESS = ("", "unknown")
 
 _log = log.get("milter")
@@ -242,7 +244,8 @@ def _ask_macros(ctx: Any, step: Step, macros: str) -> None:
 def _connect(session: Session, ctx: Any, name: str, _family: int, address: Any) -> Said:
     host = address[0] if isinstance(address, tuple) else ""
     port = address[1] if isinstance(address, tuple) else 0
-    smtp = not _macro(ctx, "i")  # a queue id before there is a message: cleanup(8) feeds us what came without SMTP
+    # A queue id before there is a message: cleanup(8) feeds us what came without SMTP, unless this is Sendmail.
+    smtp = not _macro(ctx, "i") or _SENDMAIL.match(_macro(ctx, "v")) is not None
     local = not host or (not port and not smtp)
     bare = "" if name in _KNOWN_NAMELESS or name.startswith("[") else name
     return session.conversation.connect(

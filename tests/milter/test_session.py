@@ -281,7 +281,7 @@ class TestNegotiation:
     def test_macros(self, serve: Serve) -> None:
         """The queue id is asked for at every step that can know it, login and TLS at MAIL."""
         assert serve(RULES).peer().macros == {
-            0: "i",
+            0: "i v",
             1: "{tls_version}",
             2: "{auth_authen} {tls_version}",
             3: "i",
@@ -340,6 +340,24 @@ def test_not_over_smtp(serve: Serve, client: str) -> None:
     assert [one.code for one in outcome.recipients.values()] == ["c", "c"]
     assert (outcome.code, outcome.text) == ("y", "550 5.7.2 100%% no")
     assert service.message_event()["client"] == ("local" if client == "127.0.0.1" else client)
+
+
+@pytest.mark.parametrize(
+    ("version", "code"),
+    [
+        pytest.param("8.17.1.9", "y", id="Sendmail, who always knows a queue id"),
+        pytest.param("Postfix 3.7.11", "c", id="cleanup(8)"),
+        pytest.param("8tung 1.0", "c", id="cleanup(8) of a Postfix with another name"),
+        pytest.param("", "c", id="of no version"),
+    ],
+)
+def test_queue_id_at_connect(serve: Serve, version: str, code: str) -> None:
+    """A queue id before there is a message means that no recipient can be refused, but not from Sendmail."""
+    peer = serve(RULES).peer()
+    peer.step("C", b"mail.example.net\x004" + struct.pack("!H", 4025) + b"192.0.2.1\0", {"i": "4cX", "v": version})
+    peer.helo()
+    peer.mail()
+    assert peer.rcpt(BOB).code == code
 
 
 class TestEightBit:
