@@ -13,15 +13,12 @@ from milterapp.commands import configuration, rule_files, site_file
 from milterapp.commands.failure import UNMET, Failure
 from milterapp.commands.rule_files import Rules
 from milterapp.commands.scripts import examined as scripts_examined
-from milterapp.delivery import linux
+from milterapp.delivery.sandbox_level import probe
 from milterapp.settings import Settings
 
 __all__ = ["arguments", "run"]
 
 _WORST_FIRST = (os.EX_DATAERR, os.EX_CONFIG, os.EX_NOINPUT, UNMET, os.EX_OK)
-
-# The least ABI of Landlock for what a rule script may not do, with seccomp beside it; landlock(7).
-_SANDBOX = ((6, "full"), (2, "good"), (0, "basic"))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
             codes.append(_report(path, rules, settings))
     if not options.paths and not options.site:
         codes += _own(settings)
-    print(f"this machine: {_sandbox()}")
+    _print_sandbox(settings.delivery.sandbox)
     return min(codes, key=_WORST_FIRST.index)
 
 
@@ -112,14 +109,11 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _sandbox() -> str:
-    """Return what the kernel can enforce on what a person wrote, in words."""
-    abi = linux.landlock_abi()
-    try:
-        with open("/proc/sys/kernel/seccomp/actions_avail", encoding="ascii") as file:
-            seccomp = "errno" in file.read().split()
-    except OSError:
-        seccomp = False
-    level = next(word for least, word in _SANDBOX if abi >= least) if seccomp else "basic"
-    landlock = f"Landlock ABI {abi}" if abi else "no Landlock"
-    return f"sandbox {level} ({landlock}, {'seccomp' if seccomp else 'no seccomp'})"
+def _print_sandbox(floor: str) -> None:
+    """Print what the kernel can enforce on what a person wrote, and what not, in words. floor: delivery.sandbox."""
+    level = probe()
+    print(f"this machine: {level}")
+    for missing in level.missing:
+        print(f"    {missing}")
+    if not level.reaches(floor):
+        print(f"    below delivery.sandbox, {floor}: no script runs, and the mail of those who have one is kept")

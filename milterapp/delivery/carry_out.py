@@ -16,6 +16,7 @@ from functools import cached_property
 
 from milterapp.delivery import sealed, wire
 from milterapp.delivery.requests import RESPONSES, printable
+from milterapp.delivery.said import MOST_TEXT
 from milterapp.delivery.stores import Maildir, Name, stamped
 from milterapp.mail.edits import apply
 from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Reply, Send, SendReply, Vacation, Verdict
@@ -24,7 +25,7 @@ from milterapp.state.journal import Journal, Key, Prepared, StateError
 __all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "rejection"]
 
 SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a message
-_REPLY_TEXT = 40 * 1024  # bytes; what one datagram holds beside the other fields
+_REPLY_TEXT = MOST_TEXT
 _LAST = SendReply | Vacation | Send  # what leaves only when everything else is done
 _VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
 

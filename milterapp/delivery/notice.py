@@ -23,6 +23,7 @@ __all__ = ["FAILED", "Letter", "tell"]
 
 FAILED = "failed"  # the folder of messages with which a script failed, below the state folder
 _MOST = 20  # of them
+_MOST_TEXT = 30 * 1024  # bytes of a letter
 _LONGEST = 16 << 20  # bytes of a message that is put there
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,7 +48,7 @@ def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: 
     home: a descriptor; state: the folder below it in which the message is put for another try.
     """
     saved = _save(about, home, state)
-    subject, text = f"Your script {about.script} failed", "".join(_words(about, state, saved))
+    subject, text = f"Your script {about.script} failed", _cut("".join(_words(about, state, saved)))
     if maildir is None:
         return submit.ask("NOTICE", {"subject": subject, "text": text, "step": _STEP})
     own = about.key.recipient
@@ -57,6 +58,15 @@ def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: 
     name = Name(about.now, f"M{about.key.word}S{_STEP}")
     maildir.deliver((), name, stamped(raw, "", own, about.key.original), fresh=False)
     return Outcome("done", str(name))
+
+
+def _cut(text: str) -> str:
+    """Return the text within what one datagram holds: the middle of a long traceback says least."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= _MOST_TEXT:
+        return text
+    half = _MOST_TEXT // 2
+    return data[:half].decode("utf-8", "ignore") + "\n[...]\n" + data[-half:].decode("utf-8", "ignore")
 
 
 def _words(about: Letter, state: str, saved: str) -> Iterator[str]:

@@ -32,8 +32,9 @@ from milterapp.script.plan import Plan, PlanError, PlanLimits, decode, encode
 from milterapp.script.routes import START
 from milterapp.state.conversations import Change, Kept
 
-__all__ = ["change_of", "check_kept", "question_of", "said"]
+__all__ = ["MOST_TEXT", "change_of", "check_kept", "question_of", "said"]
 
+MOST_TEXT = 40 * 1024  # bytes of a letter: what one datagram holds beside the other fields
 _CODES = {"4": 450, "5": 550}
 _SHOWN = 200  # characters of a stored value, where it is shown
 _REMEMBERED = (Store, Output, Ask, Answered)
@@ -58,6 +59,8 @@ def said(plan: Plan, script: str, sender: str, memory: Memory) -> Scripted:
         elif isinstance(one, Header):
             edits.append(one.edit)
         else:
+            if isinstance(one, Answer | Send) and len(one.text.encode("utf-8", "replace")) > MOST_TEXT:
+                raise PlanError(f"{one.word}: a text of more than {MOST_TEXT} bytes")
             deliveries += _deliveries(one, script)
     return Scripted(
         plan.routed,

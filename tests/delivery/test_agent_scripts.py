@@ -187,6 +187,7 @@ FAILS = {
     "a problem": ("def main(): ...\n", "main takes one argument"),
     "an endless loop": (plain("while True: pass"), "time: the script took more than"),
     "its process leaves": (plain("__import__('typing').sys.modules['os']._exit(0)"), "crashed: the script process"),
+    "a long reply": (plain("mail.reply(text='x' * 50_000)"), "reply: a text of more than 40960 bytes"),
     "a file and a folder": (plain("output['a'] = ''", "output['a/b'] = ''"), "'a' as a file and as a folder"),
     "a lost state": (COUNTER.replace("OPEN", "SHUT"), "the sender is in the state OPEN"),
 }
@@ -219,6 +220,17 @@ def test_a_script_that_fails(person: Person, start: Start, name: str) -> None:
     assert submit.kinds == ["NOTICE"]
     assert all(one[0] != "a" for one in memory(person)["stored"])
     assert not (person.home / "Maildir/.Rest").exists()
+
+
+def test_a_long_failure_is_cut_in_the_middle(person: Person, start: Start) -> None:
+    """However much a script says when it fails, the letter holds its beginning and the command."""
+    with_script(person, plain("raise ValueError('\u00e9' * 100_000)"))
+    submit = Submit()
+    assert start().deliver(submit).status == "defer"
+    text = submit.asked[0].fields["text"]
+    assert len(text.encode()) < 40_000
+    assert text.startswith("The script apps/page.py failed")
+    assert "milterapp test --sender=" in text.splitlines()[-1]
 
 
 def test_another_failure_is_told_too(person: Person, start: Start) -> None:

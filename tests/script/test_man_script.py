@@ -82,3 +82,14 @@ def test_the_rule_that_calls_it() -> None:
     """The first example of all is a rule that can be used."""
     policy, problems = load(EXAMPLES[0].encode(), "example", site=False, read_script=lambda _: b"")
     assert policy is not None, problems
+
+
+def test_the_readmes_example() -> None:
+    """What README.md shows is a script that does what it says."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (source,) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    joined = planned(source, to="bob+join@example.org")
+    assert joined.state == "MEMBER"
+    assert [one.word for one in joined.actions] == ["store", "output", "reply"]
+    posted = planned(source, Remembered({(): "MEMBER"}), to="bob+news@example.org")
+    assert [one.word for one in posted.actions] == ["send"]
