@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from milterapp.mail.limits import Limits
 
-__all__ = ["Accounts", "DeliverySettings", "LmtpSettings", "MilterSettings", "Settings", "SubmitSettings"]
+__all__ = ["Accounts", "DeliverySettings", "LmtpSettings", "MilterSettings", "Program", "Settings", "SubmitSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,30 @@ class LmtpSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A program that personal rules may start. run: its path from `/` and its first arguments.
+
+    options: rules may give arguments that begin with `-`. time: seconds for one run, and its processor seconds; memory:
+    bytes of each of its processes; output: bytes that it may write; processes: how many at once. write: folders from
+    `/` that it may write below, beside the home. network: it may make sockets other than unix-domain ones.
+    """
+
+    run: tuple[str, ...]
+    options: bool = False
+    time: float = 30.0
+    memory: int = 512 << 20
+    output: int = 64 << 20
+    processes: int = 32
+    write: tuple[str, ...] = ()
+    network: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything a site may set. log: logfmt or json. authserv_ids: whose Authentication-Results rules may believe."""
+    """Everything a site may set. log: logfmt or json. authserv_ids: whose Authentication-Results rules may believe.
+
+    programs: those that personal rules may start, by the name that the rules use.
+    """
 
     accounts: Accounts = field(default_factory=Accounts)
     limits: Limits = field(default_factory=Limits)
@@ -119,3 +141,4 @@ class Settings:
     lmtp: LmtpSettings = field(default_factory=LmtpSettings)
     log: str = "logfmt"
     authserv_ids: tuple[str, ...] = ()
+    programs: dict[str, Program] = field(default_factory=dict)

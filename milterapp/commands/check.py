@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from milterapp.commands import configuration, rule_files, site_file
 from milterapp.commands.failure import UNMET, Failure
+from milterapp.commands.programs import examined as programs_examined
 from milterapp.commands.rule_files import Rules
 from milterapp.commands.scripts import examined as scripts_examined
 from milterapp.delivery.sandbox_level import probe
@@ -41,13 +42,16 @@ def run(options: argparse.Namespace) -> int:
             if site and not options.paths:
                 rules = rule_files.site(settings)
             else:
-                rules = rule_files.named([path], site=site, authserv_ids=settings.authserv_ids)
+                rules = rule_files.named([path], site=site, settings=settings)
         except Failure as failure:
             codes.append(_failed(failure))
         else:
             codes.append(_report(path, rules, settings))
     if not options.paths and not options.site:
         codes += _own(settings)
+    for problem in programs_examined(settings, options.config or site_file.DEFAULT):
+        print(problem)
+        codes.append(os.EX_OK if problem.warning else os.EX_CONFIG)
     _print_sandbox(settings.delivery.sandbox)
     return min(codes, key=_WORST_FIRST.index)
 
@@ -78,7 +82,7 @@ def _own(settings: Settings) -> Sequence[int]:
     if not os.path.lexists(path):
         return ()
     try:
-        rules = rule_files.own(user, settings.delivery.personal_rules, settings.authserv_ids)
+        rules = rule_files.own(user, settings)
         return (_report(path, rules, settings),)
     except Failure as failure:
         return (_failed(failure),)

@@ -62,6 +62,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "submit.timeout": (1, 3600),
 }
 
+PROGRAM_BOUNDS: dict[str, tuple[float, float]] = {
+    "time": (1, 3600),
+    "memory": (64 << 20, 2 << 30),  # an agent's own limit, which they inherit
+    "output": (1, 1 << 30),
+    "processes": (1, 256),
+}
+_PROGRAM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+_LONGEST_RUN = 4096  # bytes
+
 _FROM_ROOT = (
     "milter.socket",
     "milter.rules",
@@ -91,6 +100,7 @@ def parse_settings(source: bytes, file: str) -> Settings:
     if node is not None:
         settings = decode(node, Settings, problems) or settings
         problems += _value_problems(node, settings)
+        problems += _program_problems(node, settings)
     if any(not one.warning for one in problems):
         raise Failure(os.EX_CONFIG, *sorted(set(problems)))
     return settings
@@ -114,6 +124,33 @@ def _value_problems(root: Node, settings: Settings) -> Iterator[Problem]:
             for value in found if isinstance(found, tuple) else (found,):
                 if node is not None and (expected := check(name, value)):
                     yield Problem(node.place, f"found {value!r}, expected {expected}")
+
+
+def _program_problems(root: Node, settings: Settings) -> Iterator[Problem]:
+    """Say what is wrong with a program: its name, what is to be run, its bounds."""
+    table = root.get("programs") if isinstance(root, Mapping) else None
+    for name, node in table.pairs if isinstance(table, Mapping) else ():
+        if not _PROGRAM.fullmatch(name.value):
+            yield Problem(name.place, f"found {name.value!r}, expected a name of letters, digits and '.+-_'")
+        made = settings.programs.get(name.value)
+        if made is None or not isinstance(node, Mapping):
+            continue
+        places = {key.value: value.place for key, value in node.pairs}
+        path = made.run[0] if made.run else ""
+        if not path.startswith("/") or ".." in path.split("/"):
+            yield Problem(places["run"], f"found {path!r}, expected the program's path from `/`, then its arguments")
+        elif sum(len(os.fsencode(one)) for one in made.run) > _LONGEST_RUN or any("\0" in one for one in made.run):
+            yield Problem(places["run"], f"more than {_LONGEST_RUN} bytes, or a NUL")
+        for folder in made.write:
+            if not folder.startswith("/") or ".." in folder.split("/"):
+                yield Problem(places["write"], f"found {folder!r}, expected a path from `/`")
+        for key, (least, most) in PROGRAM_BOUNDS.items():
+            value = getattr(made, key)
+            if not least <= value <= most:
+                yield Problem(places[key], f"found {value!r}, expected {least} to {most}")
+        if made.time >= settings.delivery.deadline:
+            place = places.get("time", name.place)
+            yield Problem(place, f"{made.time:g} seconds, expected less than `delivery.deadline`, when the agent ends")
 
 
 def _word(name: str, value: str) -> str:

@@ -13,6 +13,7 @@ from milterapp.commands.scripts import NONE, Sources
 from milterapp.delivery import replies
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import SECOND_VACATION
+from milterapp.delivery.programs import Programs
 from milterapp.delivery.scripts import RefusedError
 from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.message import Mail
@@ -50,9 +51,18 @@ def site(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now
 
 
 def personal(
-    policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now: datetime, scripts: Sources = NONE
+    policy: Policy,
+    raw: bytes,
+    envelope: Envelope,
+    settings: Settings,
+    now: datetime,
+    scripts: Sources = NONE,
+    programs: Programs | None = None,
 ) -> Decision:
-    """Return what one recipient's rules come to, as the agent asks them. now: aware. scripts: those that they name."""
+    """Return what one recipient's rules come to, as the agent asks them.
+
+    now: aware. scripts: those that they name. programs: what runs a `command`; None: its answer is assumed.
+    """
     mail = Mail(raw, settings.limits)
     delimiter = settings.delivery.recipient_delimiter
     facts = Facts(
@@ -62,13 +72,16 @@ def personal(
         mail=mail,
         now=now,
         delimiter=delimiter,
-        assumed=_ASSUMED,
+        assumed=tuple(one for one in _ASSUMED if programs is None or one[0] != "command"),
     )
     agent = AgentSettings.from_site(dataclasses.asdict(settings))
     answers: dict[Need, Value] = {}
     try:
         while isinstance(decision := decide(policy, facts, answers), Need):
-            answers[decision] = scripts.answer(decision.key[0], envelope, raw, agent)
+            if decision.kind == "command" and programs is not None:
+                answers[decision] = programs.command(decision.key, raw, envelope, delimiter)
+            else:
+                answers[decision] = scripts.answer(decision.key[0], envelope, raw, agent)
     except RefusedError as below:
         return Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), could_not_tell=str(below))
     if decision.could_not_tell:

@@ -5,18 +5,20 @@ Must never: use a file that the agent would not use as somebody's own rules, or 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import pwd
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from milterapp.commands.failure import Failure, cannot_read
 from milterapp.commands.scripts import NONE, Sources, beside
 from milterapp.delivery import linux
 from milterapp.delivery.agent import STATE
-from milterapp.delivery.rulefile import RuleFile, ScriptPlace, Unavailable, open_home
+from milterapp.delivery.rulefile import RuleFile, ScriptPlace, Unavailable, open_home, plain_programs
 from milterapp.milter.site_rules import read_site_rules
 from milterapp.rules.beside import run_tests
 from milterapp.rules.load import load
@@ -70,13 +72,13 @@ def user_of(name: str | None) -> User:
     return User(found.pw_name, found.pw_uid, found.pw_gid, home)
 
 
-def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
-    """Return a user's own rules, read with the ids of that user. path: settings.delivery.personal_rules; authserv_ids:
-    the setting of that name.
+def own(user: User, settings: Settings) -> Rules:
+    """Return a user's own rules, read with the ids of that user.
 
     SECURITY: called by root for somebody else, this process becomes that user first, and stays so.
     Raises Failure 66 where there are none, or the home cannot be read.
     """
+    path = settings.delivery.personal_rules
     folder = os.path.dirname(os.path.join(user.home, path))
     if os.geteuid() == 0 and user.uid != 0:
         linux.become(user.uid, user.gid, [one for one in os.getgrouplist(user.name, user.gid) if one])
@@ -85,7 +87,7 @@ def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
         with open_home(user.home, user.uid) as home:
             if home is None:
                 raise Failure(os.EX_NOINPUT, f"{user.name} has no home, so no rules; name a file with --rules")
-            file = RuleFile(path, user.uid, authserv_ids)
+            file = RuleFile(path, user.uid, settings.authserv_ids, _programs(settings))
             loaded = file.load(home)
     except Unavailable as error:
         raise Failure(os.EX_NOINPUT, f"{shown}: cannot read: {error}") from error
@@ -93,7 +95,7 @@ def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
         raise Failure(os.EX_NOINPUT, f"{shown}: there is no such file, so all mail is kept; name one with --rules")
     if loaded.policy is None:
         # The agent refuses rules whose tests fail; here they are tried all the same, and the exit code says so.
-        again = named([os.path.join(user.home, path)], site=False, authserv_ids=authserv_ids)
+        again = named([os.path.join(user.home, path)], site=False, settings=settings)
         if again.failed and {one.text for one in loaded.problems} <= {one.text for one in again.found}:
             return again
 
@@ -109,7 +111,7 @@ def own(user: User, path: str, authserv_ids: tuple[str, ...] = ()) -> Rules:
 def site(settings: Settings) -> Rules:
     """Return the site's rules, with the checks that the milter makes. Raises Failure 66."""
     path = settings.milter.rules
-    rules = named([path], site=True, authserv_ids=settings.authserv_ids)
+    rules = named([path], site=True, settings=settings)
     if rules.policy is None or rules.failed:
         return rules
     _, found = read_site_rules(path, authserv_ids=settings.authserv_ids, transports=settings.milter.transports)
@@ -117,17 +119,19 @@ def site(settings: Settings) -> Rules:
     return Rules(None, (*rules.problems, *more)) if more else rules
 
 
-def named(paths: Sequence[str], *, site: bool, authserv_ids: tuple[str, ...] = ()) -> Rules:
+def named(paths: Sequence[str], *, site: bool, settings: Settings) -> Rules:
     """Return the rules of these files as one policy, in this order. Raises Failure 66.
 
-    authserv_ids: whose Authentication-Results they may ask for.
+    settings: whose Authentication-Results they may ask for, and which programs they may start.
     """
+    programs = _programs(settings)
     sources: dict[str, bytes] = {}
     folders: dict[str, str] = {}
     loaded = [
         load(
             _read(path), path, site=site, read_list=_lists(path, site=site),
-            read_script=_scripts(path, sources, folders), tests=False, authserv_ids=authserv_ids,
+            read_script=_scripts(path, sources, folders), tests=False, authserv_ids=settings.authserv_ids,
+            programs=programs, plain=plain_programs(programs),
         )
         for path in paths
     ]  # fmt: skip
@@ -184,6 +188,11 @@ def _joined(policies: Sequence[Policy], files: int, problems: tuple[Problem, ...
         tests=tuple(test for policy in policies for test in policy.tests),
     )
     return Rules(joined, problems, failed)
+
+
+def _programs(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return the site's programs as the agent has them."""
+    return {name: dataclasses.asdict(one) for name, one in settings.programs.items()}
 
 
 def _read(path: str) -> bytes:

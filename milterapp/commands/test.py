@@ -12,9 +12,10 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 
-from milterapp.commands import configuration, dry_run, envelope, rule_files, show, site_file
+from milterapp.commands import configuration, dry_run, envelope, programs, rule_files, show, site_file
 from milterapp.commands.failure import UNMET, Failure, cannot_read, complain, reason
 from milterapp.commands.rule_files import Rules, User
+from milterapp.delivery.programs import Programs
 from milterapp.mail.edits import apply
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import LimitHit
@@ -39,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     rules.add_argument("--user", metavar="NAME", help="whose rules they are, else the caller's")
     site_file.argument(parser)
     envelope.arguments(parser)
+    parser.add_argument("--run-programs", action="store_true", help="run what `command` and `filter` name")
     parser.add_argument("--now", metavar="ISO-TIME", type=_time, help="the time of the delivery, else this moment")
     out = parser.add_argument_group("the output")
     form = out.add_mutually_exclusive_group()
@@ -61,9 +63,12 @@ def run(options: argparse.Namespace) -> int:
     if _headerless(mail):
         complain(_HEADERLESS)
     assumed = envelope.envelope_of(options, mail, user.name if user else "", settings.delivery.recipient_delimiter)
-    decision = _decide(rules, raw, assumed.envelope, settings, options)
-    given = decision.message.encode("latin-1") or given  # what a script answers about
-    edited = apply(given, decision.edits, settings.limits) if decision.edits else given
+    with programs.running(settings, user, wanted=options.run_programs) as runner:
+        decision = _decide(rules, raw, assumed.envelope, settings, options, runner)
+        given = decision.message.encode("latin-1") or given  # what a script answers about
+        edited = apply(given, decision.edits, settings.limits) if decision.edits else given
+        if runner is not None:
+            edited = programs.filtered(runner, decision, edited, assumed.envelope, settings)
     if options.json:
         print(json.dumps(decision.to_json(), indent=2))
     else:
@@ -80,20 +85,22 @@ def run(options: argparse.Namespace) -> int:
 
 def _rules(options: argparse.Namespace, settings: Settings, user: User | None) -> Rules:
     if options.rules:
-        return rule_files.named(options.rules, site=options.site, authserv_ids=settings.authserv_ids)
+        return rule_files.named(options.rules, site=options.site, settings=settings)
     if user is None:
         return rule_files.site(settings)
-    return rule_files.own(user, settings.delivery.personal_rules, settings.authserv_ids)
+    return rule_files.own(user, settings)
 
 
-def _decide(rules: Rules, raw: bytes, of: Envelope, settings: Settings, options: argparse.Namespace) -> Decision:
+def _decide(
+    rules: Rules, raw: bytes, of: Envelope, settings: Settings, options: argparse.Namespace, runner: Programs | None
+) -> Decision:
     if rules.policy is None:
         return dry_run.broken(rules.problems, settings, site=options.site)
     now = options.now or datetime.now().astimezone()
     if options.site:
         decision = dry_run.site(rules.policy, raw, of, settings, now)
     else:
-        decision = dry_run.personal(rules.policy, raw, of, settings, now, rules.scripts)
+        decision = dry_run.personal(rules.policy, raw, of, settings, now, rules.scripts, runner)
     return replace(decision, problems=rules.found)
 
 

@@ -21,9 +21,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
-from milterapp.delivery import notice, record, sealed, wire
+from milterapp.delivery import filtered, notice, record, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out
+from milterapp.delivery.filtered import Filtered
+from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
 from milterapp.delivery.rulefile import Loaded, RuleFile, Unavailable, open_home
 from milterapp.delivery.scripts import RefusedError, Scripts
@@ -47,21 +49,22 @@ _JOURNAL = "journal.sqlite"
 _RATES = "rates.sqlite"  # beside it: what the conditions rate and duplicate remember
 _EVENT = 7500  # characters of the event an answer carries; the log takes 8000
 _LOGGED = 200  # characters of each text that a rule logs
-_SHOWN = ("action", "folder", "flags", "to", "copy", "implicit")  # of a delivery, in the event
+_SHOWN = ("action", "folder", "flags", "to", "program", "copy", "implicit")  # of a delivery, in the event
 _EXPIRE = 3600.0  # seconds between two sweeps of old records
 _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
 _FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, PlanError, OSError)
 
 
-def serve(control: socket.socket, settings: AgentSettings, home: str, user: str) -> NoReturn:
+def serve(control: socket.socket, settings: AgentSettings, home: str, user: str, programs: int = -1) -> NoReturn:
     """Serve jobs over the control socket until its end, then exit. The caller has dropped and verified the ids.
 
+    programs: the descriptor of the connection to a runner, -1 for none; without its runner an agent ends as well.
     What waits too long is killed by the monitor; SIGALRM, a little later, is for where the monitor is gone.
     """
     os.umask(0o077)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     control.setblocking(True)  # noqa: FBT003 - the name of the method says it
-    agent = Agent(settings, home, user)
+    agent = Agent(settings, home, user, Programs(socket.socket(fileno=programs) if programs >= 0 else None))
     status = 0
     try:
         while (job := wire.receive(control, JOB, descriptors=(2,))) is not None:
@@ -69,6 +72,8 @@ def serve(control: socket.socket, settings: AgentSettings, home: str, user: str)
             answer, event = agent.answer(job)
             wire.send(control, "ANSWER", {"status": answer.status, "text": printable(answer.text, 600), "event": event})
             signal.setitimer(signal.ITIMER_REAL, 0)
+            if agent.programs.lost:
+                break
             agent.sweep(time.time())
     except BaseException:  # noqa: BLE001 - the process's edge: without an answer the monitor defers
         status = 70
@@ -88,12 +93,13 @@ class _Arrived:
 class Agent:
     """One user's agent: rules and journal stay open from one message to the next."""
 
-    def __init__(self, settings: AgentSettings, home: str, user: str) -> None:
+    def __init__(self, settings: AgentSettings, home: str, user: str, programs: Programs | None = None) -> None:
         self._settings = settings
+        self.programs = programs or Programs()
         self._home = home
         self._user = user
         self._limits = Limits(**settings.limits)
-        self._rules = RuleFile(settings.personal_rules, os.geteuid(), settings.authserv_ids)
+        self._rules = RuleFile(settings.personal_rules, os.geteuid(), settings.authserv_ids, settings.programs)
         self._journal: Journal | None = None
         self._journal_path = os.path.join(home, STATE, _JOURNAL)
         self._rates: Rates | None = None
@@ -104,6 +110,7 @@ class Agent:
         """Return the answer for one job and its event as JSON; every fault is a deferral. Closes what came."""
         start = time.monotonic()
         event: dict[str, Any] = {"user": self._user}
+        self.programs.runs.clear()
         message, connection = job.descriptors
         try:
             with socket.socket(fileno=connection) as submit:
@@ -118,6 +125,7 @@ class Agent:
         finally:
             self._scripts.end()
             os.close(message)
+        event["programs"] = list(self.programs.runs)
         event["seconds"] = round(time.monotonic() - start, 4)
         event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}
         return answer, _bounded(event)
@@ -130,6 +138,12 @@ class Agent:
                 self._journal.expire(int(now) - self._settings.keep_records)
             except StateError:
                 pass  # the next message meets the same fault, and says so
+            try:
+                with open_home(self._home, os.geteuid()) as home:
+                    if home is not None:
+                        filtered.expire(home, STATE, self._settings.keep_records)
+            except (Unavailable, OSError):
+                pass  # likewise
             try:
                 if self._rates is not None:
                     self._rates.expire(now - self._settings.keep_records)  # a retry asks again
@@ -168,7 +182,9 @@ class Agent:
                 event["outputs"] = refused
             maildir = Maildir(home, self._settings.maildir)
             job = Job(
-                arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now, keep_here
+                arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now, keep_here,
+                programs=self.programs, variables=environment(arrived.envelope, self._settings.delimiter),
+                filtered=Filtered(home, STATE, arrived.key.word),
             )  # fmt: skip
             return carry_out(job, decision, prepared)
 
@@ -208,9 +224,11 @@ class Agent:
         return replace(decision, verdict=Verdict.DEFER, deliveries=())
 
     def _answered(self, need: Need, loaded: Loaded, arrived: _Arrived, home: int | None) -> Value:
-        """Return what a rule must know and only memory or a script tells; what cannot be had could not be told."""
+        """Return what a rule must know and only memory, a script or a program tells; else it could not be told."""
         if home is not None and need.kind == "script":
             return self._scripts.answer(need.key[0], loaded, arrived.envelope, arrived.raw, home)
+        if home is not None and need.kind == "command":
+            return self.programs.command(need.key, arrived.raw, arrived.envelope, self._settings.delimiter)
         if home is None or need.kind not in ("rate", "duplicate"):
             return Failed(f"{need.kind}: nothing is remembered here")
         try:
@@ -316,6 +334,7 @@ def _explained(decision: Decision) -> Mapping[str, Any]:
         "verdict": decision.verdict.value,
         "rules": list(decision.matched),
         "edits": len(decision.edits),
+        "filters": [one.program for one in decision.filters],
         "deliveries": [
             {name: value for name, value in one.to_json().items() if name in _SHOWN} for one in decision.deliveries
         ],

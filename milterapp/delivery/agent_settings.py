@@ -23,6 +23,7 @@ class AgentSettings:
     journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
     sandbox: the least level below which no script runs. script_recipients: of one message's sends and forwards;
     script_messages: mails that a user's scripts may cause in a day; script_output: as maildir, where their files go.
+    programs: as the site's, each as `dataclasses.asdict` has it.
     """
 
     personal_rules: str = ".milterapp/rules.yaml"
@@ -38,6 +39,7 @@ class AgentSettings:
     script_recipients: int = 20
     script_messages: int = 500
     script_output: str = ".milterapp/output"
+    programs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Take what JSON makes of a tuple for one."""
@@ -56,6 +58,7 @@ class AgentSettings:
             limits=dict(settings["limits"]),
             deadline=delivery["deadline"],
             authserv_ids=settings.get("authserv_ids", ()),
+            programs=settings.get("programs", {}),
             **{name: delivery[name] for name in ("sandbox", "script_recipients", "script_messages", "script_output")},
         )
 

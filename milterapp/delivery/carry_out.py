@@ -9,22 +9,39 @@ it was a copy: nothing is lost, nothing bounces, and the mail is where its owner
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from milterapp.delivery import sealed, wire
+from milterapp.delivery.filtered import Filtered
+from milterapp.delivery.programs import Programs
 from milterapp.delivery.requests import RESPONSES, printable
 from milterapp.delivery.said import MOST_TEXT
 from milterapp.delivery.stores import Maildir, Name, stamped
 from milterapp.mail.edits import apply
-from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Reply, Send, SendReply, Vacation, Verdict
+from milterapp.rules.decision import (
+    Decision,
+    Delivery,
+    File,
+    Filter,
+    Forward,
+    Keep,
+    Pipe,
+    Reply,
+    Send,
+    SendReply,
+    Vacation,
+    Verdict,
+)
 from milterapp.state.journal import Journal, Key, Prepared, StateError
 
-__all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "rejection"]
+__all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "rejection", "through"]
 
 SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a message
+_FIELD = re.compile(rb"[!-9;-~]{1,200}[ \t]*:")  # how a header begins, RFC 5322 section 2.2
 _REPLY_TEXT = MOST_TEXT
 _LAST = SendReply | Vacation | Send  # what leaves only when everything else is done
 _VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
@@ -71,7 +88,8 @@ class Submit:
 class Job:
     """One message for one recipient, and everything that carrying a decision out needs. now: seconds since 1970.
 
-    keep_here: `keep` files into the inbox of the Maildir, submit is not asked.
+    keep_here: `keep` files into the inbox of the Maildir, submit is not asked. programs, variables: what runs programs,
+    and their environment; filtered: where the message is kept that filters wrote.
     """
 
     sender: str
@@ -82,6 +100,13 @@ class Job:
     submit: Submit
     now: int
     keep_here: bool = False
+    programs: Programs = field(default_factory=Programs)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    filtered: Filtered | None = None
+
+
+class _FilterError(Exception):
+    """A message that cannot be delivered before a program has filtered it; str() says why."""
 
 
 class _Steps:
@@ -94,10 +119,36 @@ class _Steps:
         self.done = {} if prepared.fresh else dict(job.journal.steps(job.key))
         self.outcomes: dict[str, Outcome] = {}
 
-    @cached_property
+    @property
     def _edited(self) -> bytes:
-        raw = self._decision.message.encode("latin-1") or self._job.raw
-        return apply(raw, self._decision.edits) if self._decision.edits else raw
+        """The message as it is delivered. Raises _FilterError."""
+        message = self._filtered
+        if isinstance(message, str):
+            raise _FilterError(message)
+        return message
+
+    @cached_property
+    def _filtered(self) -> bytes | str:
+        """The message, edited and then filtered, or why it could not be; a second delivery does not try again."""
+        job = self._job
+        raw = self._decision.message.encode("latin-1") or job.raw
+        message = apply(raw, self._decision.edits) if self._decision.edits else raw
+        if not self._decision.filters:
+            return message
+        try:
+            found = None if self._prepared.fresh or job.filtered is None else job.filtered.find()
+            if found is not None:
+                return found
+            for one in self._decision.filters:
+                written, fault = through(job.programs, one, message, job.variables)
+                if fault and one.on_error == "defer":
+                    return f"filter: {fault}"
+                message = written or message
+            if job.filtered is not None:
+                job.filtered.write(message)
+        except OSError as error:
+            return f"filter: {error}"
+        return message
 
     def once(self, step: str, do: Callable[[], Outcome]) -> Outcome:
         """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again."""
@@ -110,7 +161,7 @@ class _Steps:
                 if outcome.word != "failed":
                     said = f"{outcome.word} {printable(outcome.detail)}"
                     self._job.journal.mark(self._job.key, step, said, self._job.now)
-            except (OSError, StateError) as error:
+            except (OSError, StateError, _FilterError) as error:
                 outcome = Outcome("failed", str(error))
         self.outcomes[step] = outcome
         return outcome
@@ -132,9 +183,8 @@ class _Steps:
             return outcome.word != "failed"
         if isinstance(delivery, Send):
             return self.once(step, lambda: self._write(step, delivery)).word != "failed"
-        if not isinstance(delivery, SendReply | Vacation):  # rulefile refuses rules with any other
-            self.outcomes[step] = Outcome("failed", "this delivery is not known here")
-            return False
+        if isinstance(delivery, Pipe):
+            return self.once(step, lambda: self._pipe(delivery)).word == "done"
         return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
 
     def _file(self, step: str, folder: Sequence[str], flags: Sequence[str] = ()) -> Outcome:
@@ -144,6 +194,12 @@ class _Steps:
         filed = job.maildir.deliver(folder, name, parts, fresh=self._prepared.fresh, flags=flags)
         return Outcome("done", str(name) if filed else f"{name}, there already")
 
+    def _pipe(self, delivery: Pipe) -> Outcome:
+        job = self._job
+        message = b"".join(stamped(self._edited, job.sender, job.key.recipient, job.key.original))
+        ran = job.programs.run(delivery.program, delivery.arguments, message, job.variables, wanted=False)
+        return Outcome("done", delivery.program) if ran.done else Outcome("failed", str(ran))
+
     def _keep(self, step: str) -> Outcome:
         if self._job.keep_here:
             return self._file(step.replace(".", "-"), ())
@@ -151,7 +207,7 @@ class _Steps:
         return Outcome("failed", outcome.detail) if outcome.word == "refused" else outcome
 
     def _send(self, kind: str, fields: Mapping[str, str]) -> Outcome:
-        if not self._decision.edits and not self._decision.message:
+        if not self._decision.edits and not self._decision.filters and not self._decision.message:
             return self._job.submit.ask(kind, fields)
         message = sealed.seal([self._edited])
         try:
@@ -196,8 +252,30 @@ def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
         failed = [step for step, delivery in some if not steps.deliver(step, delivery)]
         if failed:
             return Answer("defer", _why(decision.deliveries, failed, steps.outcomes), steps.outcomes)
+    if decision.filters and job.filtered is not None:
+        job.filtered.remove()
     status = _VERDICT_ENDS[decision.verdict]
     return Answer(status, rejection(decision.reply) if status == "reject" else "", steps.outcomes)
+
+
+def through(programs: Programs, one: Filter, message: bytes, variables: Mapping[str, str]) -> tuple[bytes, str]:
+    """Return what a filter makes of a message, or b"" and why it is none."""
+    ran = programs.run(one.program, one.arguments, message, variables, wanted=True)
+    if not ran.done:
+        return b"", str(ran)
+    written = _message_in(ran.output)
+    return written, "" if written else f"{one.program} wrote no message"
+
+
+def _message_in(written: bytes) -> bytes:
+    """Return the message that a filter wrote, without a line `From ` before it; b"" where it is none.
+
+    The least that makes one is a field in its first line: nothing at all, or what a program says of its troubles, must
+    not take the place of somebody's mail.
+    """
+    line, newline, rest = written.partition(b"\n")
+    message = rest if newline and line.startswith(b"From ") else written
+    return message if _FIELD.match(message) else b""
 
 
 def _does(decision: Decision) -> bool:

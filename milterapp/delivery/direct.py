@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from milterapp.delivery import client, event, linux, received, sealed, seccomp, smtp, wire, zygote
+from milterapp.delivery import client, event, linux, received, runner, sealed, seccomp, smtp, wire, zygote
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.requests import ANSWER, REQUESTS, printable
 
@@ -146,8 +146,11 @@ class _Courier:
             os.chdir("/")
             linux.undumpable()
             linux.limit(zygote.LIMITS)
+            own, programs = AgentSettings.from_site(self._settings), -1
+            if own.programs:  # before this process loses the right to execute; it goes when this one goes
+                programs = runner.beside(own.programs, user.pw_dir, user.pw_name, keep=4)
             seccomp.install(seccomp.agent())
-            agent.serve(socket.socket(fileno=3), AgentSettings.from_site(self._settings), user.pw_dir, user.pw_name)
+            agent.serve(socket.socket(fileno=3), own, user.pw_dir, user.pw_name, programs)
         finally:
             os._exit(os.EX_TEMPFAIL)
 

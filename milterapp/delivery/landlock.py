@@ -1,6 +1,6 @@
-"""Which files a process may still read, whatever its uid could: a ruleset of Landlock (landlock(7)).
+"""Which files a process may still reach, whatever its uid could: a ruleset of Landlock (landlock(7)).
 
-Must never: import anything but the standard library and `linux`; grant anything but reading; know of mail.
+Must never: import anything but the standard library and `linux`; grant what was not named; know of mail.
 
 SECURITY: a ruleset only takes away. Everything that this kernel's Landlock can refuse is handled, so what is not
 granted here is refused: all files but those named, TCP (ABI 4), abstract sockets and signals to others (ABI 6). Not
@@ -22,7 +22,8 @@ __all__ = ["restrict"]
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # on every architecture
 _PATH_BENEATH = 1
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_EXECUTE, _READ_FILE, _READ_DIR = 1, 1 << 2, 1 << 3
+_OF_FILES = _EXECUTE | 1 << 1 | _READ_FILE | 1 << 14 | 1 << 15  # all others are rights on folders
 _FILES = (1 << 13) - 1  # ABI 1: execute, write, read, remove and make of every kind
 _FILES_SINCE = ((2, 1 << 13), (3, 1 << 14), (5, 1 << 15))  # link and rename elsewhere, truncate, ioctl of devices
 _TCP = 0b11  # ABI 4: bind, connect
@@ -39,24 +40,37 @@ def _call(number: int, what: str, *arguments: object) -> int:
     return result
 
 
-def _handled(abi: int) -> bytes:
+def _files(abi: int) -> int:
+    """Return every right on files that this ABI knows."""
+    return _FILES | sum(bit for since, bit in _FILES_SINCE if abi >= since)
+
+
+def _handled(abi: int, *, tcp: bool) -> bytes:
     """Return struct landlock_ruleset_attr with everything that this ABI can refuse, in the length that it knows."""
-    files = _FILES | sum(bit for since, bit in _FILES_SINCE if abi >= since)
-    fields = [files, *([_TCP] if abi >= 4 else []), *([_SCOPES] if abi >= 6 else [])]
+    fields = [_files(abi), *([0 if tcp else _TCP] if abi >= 4 else []), *([_SCOPES] if abi >= 6 else [])]
     return struct.pack(f"={len(fields)}Q", *fields)
 
 
-def restrict(readable: Iterable[str | int], abi: int = 0) -> int:
+def restrict(
+    readable: Iterable[str | int],
+    abi: int = 0,
+    *,
+    executable: Iterable[str | int] = (),
+    writable: Iterable[str | int] = (),
+    tcp: bool = False,
+) -> int:
     """Take away every file but those below these paths or descriptors, which can be read; return the ABI used.
 
-    Paths that do not exist are passed over. abi: at most this one, for tests; 0 for what the kernel has. Without
-    Landlock nothing happens, and 0 is returned. Raises OSError: then the process must end.
+    executable: what can be read and executed; writable: all of that, and changed. tcp: leave it as it is. Paths that
+    do not exist are passed over. abi: at most this one, for tests; 0 for what the kernel has. Without Landlock nothing
+    happens, and 0 is returned. Raises OSError: then the process must end.
     """
     found = linux.landlock_abi()
     abi = min(found, abi) if abi else found
     if abi < 1:
         return 0
-    attributes = _handled(abi)
+    attributes = _handled(abi, tcp=tcp)
+    everything = _files(abi)
     ruleset = _call(
         _CREATE_RULESET,
         "landlock_create_ruleset",
@@ -65,8 +79,13 @@ def restrict(readable: Iterable[str | int], abi: int = 0) -> int:
         ctypes.c_uint32(0),
     )
     try:
-        for one in readable:
-            _grant(ruleset, one)
+        for paths, rights in (
+            (readable, _READ_FILE | _READ_DIR),
+            (executable, _READ_FILE | _READ_DIR | _EXECUTE),
+            (writable, everything),
+        ):
+            for one in paths:
+                _grant(ruleset, one, rights)
         linux.no_new_privileges()
         _call(_RESTRICT_SELF, "landlock_restrict_self", ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
@@ -74,7 +93,7 @@ def restrict(readable: Iterable[str | int], abi: int = 0) -> int:
     return abi
 
 
-def _grant(ruleset: int, beneath: str | int) -> None:
+def _grant(ruleset: int, beneath: str | int, rights: int) -> None:
     try:
         descriptor = os.dup(beneath) if isinstance(beneath, int) else os.open(beneath, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
@@ -83,7 +102,7 @@ def _grant(ruleset: int, beneath: str | int) -> None:
         raise
     try:
         is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        rule = struct.pack("=Qi", _READ_FILE | (_READ_DIR if is_folder else 0), descriptor)
+        rule = struct.pack("=Qi", rights if is_folder else rights & _OF_FILES, descriptor)
         _call(
             _ADD_RULE,
             "landlock_add_rule",

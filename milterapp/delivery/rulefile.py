@@ -12,17 +12,27 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Place, Problem
 
-__all__ = ["Loaded", "RuleFile", "ScriptPlace", "Unavailable", "UnsafeError", "open_home", "plain_files"]
+__all__ = [
+    "Loaded",
+    "RuleFile",
+    "ScriptPlace",
+    "Unavailable",
+    "UnsafeError",
+    "open_home",
+    "plain_files",
+    "plain_programs",
+]
 
 # Of milterapp.rules.reading.CAN, what the agent carries out.
 _CAN = frozenset((
     "prepend_header", "banner", "footer", "drop_attachments", "replace_body", "vacation", "flag", "log", "rate",
-    "duplicate", "script",
+    "duplicate", "pipe", "filter", "command", "script",
 ))  # fmt: skip
 _LIMIT = 1024 * 1024  # bytes of a rule file, and of each list and script
 _MOST_BESIDE = 100  # files beside a script that it may read
@@ -100,12 +110,24 @@ def open_home(home: str, uid: int) -> Iterator[int | None]:
         os.close(descriptor)
 
 
+def plain_programs(programs: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the programs that rules may give no options. programs: as AgentSettings has them."""
+    return tuple(name for name, one in programs.items() if not one["options"])
+
+
 class RuleFile:
     """The rules of one user, loaded again only when a file they were read from changed."""
 
-    def __init__(self, path: str, uid: int, authserv_ids: Sequence[str] = ()) -> None:
-        """Take the path as settings.personal_rules gives it: below the home, or absolute."""
+    def __init__(
+        self,
+        path: str,
+        uid: int,
+        authserv_ids: Sequence[str] = (),
+        programs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Take the path as settings.personal_rules gives it: below the home, or absolute. programs: the site's."""
         self._uid = uid
+        self._programs = programs or {}
         self._authserv_ids = tuple(authserv_ids)
         self._absolute = path.startswith("/")
         *self._folders, self._name = [name for name in path.split("/") if name not in ("", ".")]
@@ -131,6 +153,8 @@ class RuleFile:
                         read_list=self._lists(folder),
                         read_script=self._scripts(folder, scripts),
                         authserv_ids=self._authserv_ids,
+                        programs=self._programs,
+                        plain=plain_programs(self._programs),
                         can=_CAN,
                     )
                     loaded = Loaded(policy, problems, scripts)

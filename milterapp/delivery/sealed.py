@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
-__all__ = ["SEALS", "SealError", "chunks", "digest", "measure", "read", "seal"]
+__all__ = ["SEALS", "SealError", "chunks", "digest", "fix", "measure", "read", "seal"]
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _CHUNK = 256 * 1024
@@ -29,11 +29,16 @@ def seal(parts: Iterable[bytes]) -> int:
             rest = memoryview(part)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+        fix(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def fix(descriptor: int) -> None:
+    """Seal a memfd that holds everything. Raises OSError."""
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
 
 
 def measure(descriptor: int, most: int) -> int:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import struct
 from collections.abc import Collection, Iterable, Mapping
 
 from milterapp.delivery import linux
 from milterapp.delivery.syscalls import FILES, IDENTITY, MEMORY, NEWEST, PROCESSES, SOCKETS, WAITING, number
 
-__all__ = ["agent", "filtered", "install", "service"]
+__all__ = ["agent", "filtered", "install", "program", "service"]
 
 _LOAD, _EQUAL, _ABOVE, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -33,6 +34,9 @@ _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; both ar
 _NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NO_ID = 2**32 - 2
 _MOST_GIDS = 64
+_EVERYBODY = 0xFFFFFFFF  # kill(-1)
+_SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
+_OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal of the kernel's, to any process of that uid
 _PR_GET_SECCOMP, _PR_SET_SECCOMP, _MODE_FILTER = 21, 22, 2
 
 _ORDINARY = (FILES, WAITING, MEMORY, PROCESSES, IDENTITY, SOCKETS)
@@ -94,6 +98,10 @@ def _allow(groups: Iterable[Mapping[str, object]], machine: str) -> _Code:
     return code
 
 
+def _no_namespace() -> _Code:
+    return [_argument(0), _jump(_ANY_BIT, _NAMESPACES, 0, 1), _do(_RETURN, _REFUSE), _do(_RETURN, _ALLOW)]
+
+
 def service(min_uid: int, min_gid: int, gids: Collection[int] = (), machine: str = "") -> bytes:
     """Return the filter of monitor, zygote and resolver. min_uid, min_gid: the floors; gids: low ones also allowed.
 
@@ -105,11 +113,10 @@ def service(min_uid: int, min_gid: int, gids: Collection[int] = (), machine: str
             raise ValueError(f"{name}: found {value}, expected 1 to {_NO_ID - 1}")
     if len(set(gids)) > _MOST_GIDS:
         raise ValueError(f"gids: found {len(set(gids))}, expected at most {_MOST_GIDS}")
-    no_namespace = [_argument(0), _jump(_ANY_BIT, _NAMESPACES, 0, 1), _do(_RETURN, _REFUSE), _do(_RETURN, _ALLOW)]
     no_groups = [_argument(0), _jump(_EQUAL, 0, 0, 1), _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)]
     code = [
         *_head(machine),
-        *_where("clone", machine, no_namespace),
+        *_where("clone", machine, _no_namespace()),
         *_where("clone3", machine, [_do(_RETURN, _ABSENT)]),  # its flags lie in memory: the C library falls back
         *_where("setresuid", machine, _three_ids(min_uid, ())),
         *_where("setresgid", machine, _three_ids(min_gid, set(gids))),
@@ -132,6 +139,43 @@ def agent(machine: str = "") -> bytes:
     for call in _NOT_FOR_AGENTS:
         code += _where(call, machine, [_do(_RETURN, _REFUSE)])
     return b"".join([*code, _do(_RETURN, _ALLOW)])
+
+
+def program(protected: Collection[int] = (), *, network: bool = False, machine: str = "") -> bytes:
+    """Return the allow-list of people's programs: what ordinary programs need, as `service`, without their ways out.
+
+    setsid(2) and setpgid(2) say that they worked and do nothing, so that a process group holds all that comes of a
+    program, however often it forks. No signal goes to the processes `protected`, to their groups, or to all at once.
+    network: sockets of any family; otherwise unix-domain ones alone.
+    """
+    machine = machine or os.uname().machine
+    targets = sorted({_EVERYBODY} | {pid for one in protected for pid in (one, -one & 0xFFFFFFFF)})
+    no_target = [_jump(_EQUAL, pid, len(targets) - at, 0) for at, pid in enumerate(targets)]
+    unix_only = [_argument(0), _jump(_EQUAL, socket.AF_UNIX, 1, 0), _do(_RETURN, _REFUSE), _do(_RETURN, _ALLOW)]
+    no_owner = [_jump(_EQUAL, command, len(_OWNERS) - at, 0) for at, command in enumerate(_OWNERS)]
+    code = [
+        *_head(machine),
+        *_where("clone", machine, _no_namespace()),
+        *_where("clone3", machine, [_do(_RETURN, _ABSENT)]),
+        *_where("setsid", machine, [_do(_RETURN, _ERRNO)]),
+        *_where("setpgid", machine, [_do(_RETURN, _ERRNO)]),
+        *_where("pidfd_send_signal", machine, [_do(_RETURN, _ABSENT)]),
+        *_where(
+            "prlimit64", machine, [_argument(0), _jump(_EQUAL, 0, 0, 1), _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)]
+        ),
+        *_where("fcntl", machine, [_argument(1), *no_owner, _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)]),
+    ]
+    for call in _SIGNALS:
+        code += _where(call, machine, [_argument(0), *no_target, _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)])
+    if not network:
+        code += _where("socket", machine, unix_only)
+    code += [
+        *_allow(_ORDINARY, machine),
+        _jump(_ABOVE, NEWEST, 0, 1),
+        _do(_RETURN, _ABSENT),
+        _do(_RETURN, _REFUSE),
+    ]
+    return b"".join(code)
 
 
 class _Program(ctypes.Structure):

@@ -5,6 +5,7 @@ site's floors (seccomp refuses it too), have a thread.
 
 SECURITY: it holds CAP_SETUID and CAP_SETGID, as the monitor does, and parses two datagrams of numbers. A child gives
 up ids, groups, capabilities and descriptors, and proves it, before the first line of code that knows of mail runs.
+Where the site allows programs, the child, with its final ids, forks `runner` before it loses the right to execute.
 It has no CAP_KILL: an agent is killed by a child that takes the agent's uid first.
 """
 
@@ -23,10 +24,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from milterapp.delivery import kinds, linux, seccomp, wire
+from milterapp.delivery import kinds, linux, runner, seccomp, wire
 from milterapp.delivery.event import Log
 
-__all__ = ["LIMITS", "Floors", "Zygote", "main", "start"]
+__all__ = ["LIMITS", "PROGRAMS", "Floors", "Zygote", "main", "start"]
 
 LIMITS: Mapping[int, int] = {
     resource.RLIMIT_CORE: 0,
@@ -37,12 +38,14 @@ LIMITS: Mapping[int, int] = {
     resource.RLIMIT_MEMLOCK: 0,
     resource.RLIMIT_MSGQUEUE: 0,
 }
+PROGRAMS = 4  # the descriptor at which an agent asks for people's programs, where the site allows any
 _GRACE = 2.0  # seconds for agents to end by themselves once the monitor is gone
 _NO_ID = 2**32 - 2
 _FAILED = 75  # a child's status where the drop failed
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Serve = Callable[[socket.socket, str, str], None]  # control, home, user; runs in the child, after the drop
+Beside = Callable[[str, str], int]  # home, user: forks what starts that user's programs, returns the connection to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,10 @@ class Floors:
 class Zygote:
     """The loop: spawn and kill as the monitor asks, tell it who ended."""
 
-    def __init__(self, control: socket.socket, floors: Floors, serve: Serve, log: Log) -> None:
-        self._control, self._floors, self._serve, self._log = control, floors, serve, log
+    def __init__(
+        self, control: socket.socket, floors: Floors, serve: Serve, log: Log, beside: Beside | None = None
+    ) -> None:
+        self._control, self._floors, self._serve, self._log, self._beside = control, floors, serve, log, beside
         self._children: dict[int, tuple[int, int]] = {}  # pid to uid and gid
         self._errands: set[int] = set()  # children that only kill
         self._wake, self._woken = socket.socketpair()
@@ -141,9 +146,10 @@ class Zygote:
         try:
             if not os.read(wait, 1):
                 raise ConnectionError("the zygote ended")
-            drop(uid, gid, datagram.descriptors[0])
+            home, name = datagram.text("home"), datagram.text("name")
+            drop(uid, gid, datagram.descriptors[0], lambda: self._beside(home, name) if self._beside else -1)
             control = socket.socket(fileno=3)
-            self._serve(control, datagram.text("home"), datagram.text("name"))
+            self._serve(control, home, name)
         except BaseException as error:  # noqa: BLE001 - a forked child must not return into its parent's loop
             self._log("error", "no agent", uid=uid, error=f"{type(error).__name__}: {error}")
         finally:
@@ -219,8 +225,12 @@ class Zygote:
                     self._kill_left(pid, *self._children.pop(pid))
 
 
-def drop(uid: int, gid: int, control: int) -> None:
-    """Give up everything but these ids and one descriptor, which becomes 3. Raises: then the process must end."""
+def drop(uid: int, gid: int, control: int, beside: Callable[[], int] = lambda: -1) -> None:
+    """Give up everything but these ids and one descriptor, which becomes 3. Raises: then the process must end.
+
+    beside: what forks a process before this one loses its right to execute, and returns a descriptor, which becomes
+    PROGRAMS, or -1.
+    """
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -231,6 +241,10 @@ def drop(uid: int, gid: int, control: int) -> None:
     linux.become(uid, gid)
     linux.undumpable()
     linux.limit(LIMITS)
+    programs = beside()
+    if programs >= 0 and programs != PROGRAMS:
+        os.dup2(programs, PROGRAMS, inheritable=False)
+        os.close(programs)
     seccomp.install(seccomp.agent())
     os.umask(0o077)
     os.chdir("/")
@@ -257,9 +271,13 @@ def start(argv: list[str], load: Callable[[Mapping[str, Any]], Serve]) -> int:
         return os.EX_SOFTWARE
     gc.collect()
     gc.freeze()  # what is here stays shared with the agents
+    programs = settings.get("programs")
     with socket.socket(fileno=3) as control:
         try:
-            Zygote(control, floors, serve, log).run()
+            Zygote(
+                control, floors, serve, log,
+                (lambda home, name: runner.beside(programs, home, name, keep=PROGRAMS)) if programs else None,
+            ).run()  # fmt: skip
         except (wire.WireError, OSError) as error:
             log("error", "stopped", error=str(error))
             return os.EX_TEMPFAIL
@@ -272,7 +290,8 @@ def _load(settings: Mapping[str, Any]) -> Serve:
 
     sandbox.prepare()
     own = AgentSettings.from_site(settings)
-    return lambda control, home, user: agent.serve(control, own, home, user)
+    programs = PROGRAMS if own.programs else -1
+    return lambda control, home, user: agent.serve(control, own, home, user, programs)
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal, NewType
 
-from milterapp.mail.values import Mailbox
+from milterapp.mail.values import Mailbox, Program
 from milterapp.rules.action import Action, Fill, Given, Outcome
 from milterapp.rules.conditions_marks import ProgramName
 from milterapp.rules.decision import File, Filter, Forward, Pipe, Send, SendReply, Vacation, Verdict
@@ -207,7 +207,8 @@ class PipeTo(Action):
 @dataclass(frozen=True, slots=True)
 class FilterThrough(Action):
     """Give the message to a program that the site allows, and go on with what it writes: `filter: spamassassin`; as
-    `pipe` otherwise. What the rules ask is asked of the message as it came, and edits are made before.
+    `pipe` otherwise. What the rules ask is asked of the message as it came, and edits are made before. Where the
+    program fails, or writes no message, the message waits; with `on_error: keep` it goes on as it was.
     """
 
     word = "filter"
@@ -216,6 +217,7 @@ class FilterThrough(Action):
 
     program: ProgramName
     arguments: tuple[Template, ...] = ()
+    on_error: Literal["defer", "keep"] = "defer"
 
     def templates(self) -> tuple[Template, ...]:
         """Return the arguments."""
@@ -223,16 +225,15 @@ class FilterThrough(Action):
 
     def apply(self, outcome: Outcome, given: Given) -> None:
         """Filter."""
-        outcome.filters.append(Filter(self.program, _arguments(self.arguments, given.fill)))
+        outcome.filters.append(Filter(self.program, _arguments(self.arguments, given.fill), self.on_error))
 
 
 def _arguments(templates: tuple[Template, ...], fill: Fill) -> tuple[str, ...]:
-    """Return the arguments: a value is one line, and where one begins an argument no `-` begins it."""
-    made = []
-    for one in templates:
-        text = one.fill(fill, one_line)
-        made.append(text.lstrip("-") if one.parts and isinstance(one.parts[0], Value) else text)
-    return tuple(made)
+    """Return the arguments: a value is one line, and where one begins an argument it makes no option of it."""
+    return tuple(
+        Program.argument(one.fill(fill, one_line), at_start=bool(one.parts) and isinstance(one.parts[0], Value))
+        for one in templates
+    )
 
 
 @dataclass(frozen=True, slots=True)

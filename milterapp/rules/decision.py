@@ -190,10 +190,14 @@ Delivery = Keep | File | Forward | SendReply | Vacation | Pipe | Send
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Give the message, edited, to a program of the site's and go on with what it writes; in the order of the rules."""
+    """Give the message, edited, to a program of the site's and go on with what it writes; in the order of the rules.
+
+    on_error: what then, where the program fails: defer, or keep it as it was.
+    """
 
     program: str
     arguments: tuple[str, ...] = ()
+    on_error: str = "defer"
 
     def to_json(self) -> dict[str, Any]:
         """Return the filter as `--json` prints it, among the edits."""

@@ -52,6 +52,7 @@ def load(
     delimiter: str = "+",
     authserv_ids: tuple[str, ...] = (),
     programs: Iterable[str] = (),
+    plain: Iterable[str] = (),
     can: Iterable[str] = CAN,
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """Read a rule file.
@@ -60,10 +61,11 @@ def load(
     gives the bytes of a list's file by the name the rules use; it raises OSError with a reason. read_script: the same
     for a script, which is only looked whether it is there. tests: run the tests
     beside the rules, and refuse the file where one fails; delimiter: Postfix's recipient_delimiter, for them.
+    programs: those that personal rules may start; plain: those of them that rules may give no options.
     Returns (policy, problems), the policy None where any of the problems is no warning; problems are in the order of
     the file. Never raises for what the file holds.
     """
-    allowed = Allowed(frozenset(can), authserv_ids, frozenset(programs))
+    allowed = Allowed(frozenset(can), authserv_ids, frozenset(programs), frozenset(plain))
     with _uncollected():
         root, problems = parse(source, file)
         policy: Policy | None = None

@@ -6,7 +6,7 @@ Must never: let a test through that asks nothing, or one whose values are not of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from milterapp.rules.placeholders import Template, parse_template
 from milterapp.rules.problem import Place, Problem, near_miss
 from milterapp.rules.units import parse_bool, parse_count, parse_number, parse_size
 
-__all__ = ["CAN", "Allowed", "RuleDecoder", "read_malformed", "read_number", "read_test"]
+__all__ = [
+    "CAN", "MOST_ARGUMENTS", "TEMPORARY", "Allowed", "RuleDecoder", "read_malformed", "read_number", "read_test",
+]  # fmt: skip
 
 TEXT = ("is", "contains", "starts", "ends", "glob", "regex", "in")
 ALLOWED = {
@@ -37,6 +39,9 @@ ALLOWED = {
 PARTS = {"address": "text", "localpart": "localpart", "detail": "text", "domain": "domain", "name": "text"}
 
 
+MOST_ARGUMENTS = 50  # of a program
+TEMPORARY = 75  # EX_TEMPFAIL of sysexits(3): a program's status that says nothing of the message
+
 # The words, of actions and conditions, that only an edge that knows them can carry out or answer. All others any can.
 CAN = frozenset((
     "prepend_header", "banner", "footer", "drop_attachments", "replace_body", "set_sender", "add_recipient",
@@ -48,12 +53,13 @@ CAN = frozenset((
 @dataclass(frozen=True, slots=True)
 class Allowed:
     """What the edge can do, of CAN, and what the site allows. authserv_ids: whose Authentication-Results are believed;
-    programs: names of those that rules may start.
+    programs: names of those that rules may start; plain: those of them that take no options from rules.
     """
 
     can: frozenset[str] = CAN
     authserv_ids: tuple[str, ...] = ()
     programs: frozenset[str] = frozenset()
+    plain: frozenset[str] = frozenset()
 
 
 ALL = Allowed()
@@ -96,6 +102,13 @@ class RuleDecoder(Decoder):
         known = ", ".join(sorted(self.allowed.programs))
         allows = f"it allows {known}{near_miss(name, self.allowed.programs)}" if known else "it allows none"
         return self.fail(node.place, f"the site does not allow the program {name!r}; {allows}")
+
+    def no_options(self, place: Place, program: str, arguments: Iterable[str]) -> bool:
+        """Note an argument that begins with `-`, to a program that takes no options from rules; return whether none."""
+        wrong = next((one for one in arguments if one.startswith("-")), "") if program in self.allowed.plain else ""
+        if wrong:
+            self.fail(place, f"the argument {wrong!r}: rules may give {program!r} no options, those are the site's")
+        return not wrong
 
     def script(self, node: Node) -> str | Missing:
         """Return the name of a script that can be read."""

@@ -43,7 +43,7 @@ from milterapp.rules.decode import MISSING, Decoder, Missing, schema
 from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
 from milterapp.rules.placeholders import Template
 from milterapp.rules.problem import Place, near_miss
-from milterapp.rules.reading import RuleDecoder, read_test
+from milterapp.rules.reading import MOST_ARGUMENTS, RuleDecoder, read_test
 from milterapp.rules.reading_conditions import read_which
 from milterapp.rules.targets import Target
 from milterapp.rules.units import parse_number
@@ -87,6 +87,10 @@ def read_actions(node: Node, decoder: RuleDecoder) -> tuple[tuple[Action, Place]
         if isinstance(one, ReplyWith | VacationReply) and verdicts and verdicts[0].verdict is Verdict.REJECT:
             decoder.fail(place, f"`{one.word}` and `reject` in one rule: the refusal is answer enough (RFC 5429)")
             return None
+        if isinstance(one, PipeTo | FilterThrough):
+            written = [text.parts[0] for text in one.arguments if text.parts and isinstance(text.parts[0], str)]
+            if not decoder.no_options(place, one.program, written):
+                return None
         if isinstance(one, Flags) and not any(isinstance(other, FileInto) for other in good):
             decoder.fail(place, "`flag` in a rule without `file`: only what is filed can carry it")
             return None
@@ -361,8 +365,8 @@ def _vacation(action: VacationReply) -> VacationReply:
 
 
 def _many(action: PipeTo | FilterThrough) -> PipeTo | FilterThrough:
-    if len(action.arguments) > 50:
-        raise ValueError("more than 50 arguments")
+    if len(action.arguments) > MOST_ARGUMENTS:
+        raise ValueError(f"more than {MOST_ARGUMENTS} arguments")
     return action
 
 

@@ -39,7 +39,7 @@ from milterapp.rules.decode import MISSING, Missing
 from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
 from milterapp.rules.operators import In, Test
 from milterapp.rules.problem import near_miss
-from milterapp.rules.reading import RuleDecoder, read_malformed, read_number, read_test
+from milterapp.rules.reading import MOST_ARGUMENTS, TEMPORARY, RuleDecoder, read_malformed, read_number, read_test
 from milterapp.rules.units import parse_number
 
 __all__ = ["CONDITIONS", "read_clause", "read_which"]
@@ -212,7 +212,17 @@ def _duplicate(condition: type[Condition], key: Text, value: Node, decoder: Rule
 
 def _command(condition: type[Condition], key: Text, value: Node, decoder: RuleDecoder) -> Made:
     if isinstance(value, Mapping):
-        return _record(condition, key, value, decoder)
+        made = _record(condition, key, value, decoder)
+        if isinstance(made, Missing):
+            return made
+        asked = cast("Command", made[0].condition)
+        if not 0 <= asked.status <= 255 or asked.status == TEMPORARY:
+            return decoder.fail(
+                value.place, f"status {asked.status}, expected 0 to 255, and not {TEMPORARY}: try again"
+            )
+        if len(asked.arguments) > MOST_ARGUMENTS:
+            return decoder.fail(value.place, f"more than {MOST_ARGUMENTS} arguments")
+        return made if decoder.no_options(value.place, asked.run, asked.arguments) else MISSING
     name = decoder.program(value)
     return MISSING if isinstance(name, Missing) else [Leaf(Command(ProgramName(name)), key.place)]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from milterapp.delivery import sealed, wire
+from milterapp.delivery import runner, sealed, wire
 from milterapp.delivery.agent import serve
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.requests import ANSWER, REQUESTS
@@ -126,7 +126,10 @@ class AgentProcess:
                 os.setgroups([])
                 os.setresgid(person.uid, person.uid, person.uid)
                 os.setresuid(person.uid, person.uid, person.uid)
-                serve(socket.socket(fileno=3), AgentSettings(**settings), home or str(person.home), "bob")
+                place = home or str(person.home)
+                programs = settings.get("programs")
+                runs = runner.beside(programs, place, "bob", keep=4) if programs else -1
+                serve(socket.socket(fileno=3), AgentSettings(**settings), place, "bob", runs)
             finally:
                 os._exit(99)
         child.close()

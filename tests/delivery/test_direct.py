@@ -144,7 +144,7 @@ def test_keep_over_lmtp() -> None:
 def test_the_rules_run_in_an_agents_sandbox() -> None:
     """Who takes over the child in which rules run finds no socket, no program, no other id, and no descriptor."""
 
-    def probe(control: socket.socket, _settings: object, _home: str, _user: str) -> None:
+    def probe(control: socket.socket, _settings: object, _home: str, _user: str, _programs: int) -> None:
         job = wire.receive(control, JOB, descriptors=(2,))
         assert job is not None
         job.close()

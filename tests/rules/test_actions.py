@@ -112,7 +112,7 @@ def test_a_value_never_becomes_an_option() -> None:
         rule_of("size: {over: 1}", "pipe: {program: spool, arguments: ['${subject}', '-${subject}', '-x']}"),
         b"Subject: --config=/tmp/x\n\n",
     )
-    assert decision.deliveries[0].to_json()["arguments"] == ["config=/tmp/x", "---config=/tmp/x", "-x"]
+    assert decision.deliveries[0].to_json()["arguments"] == ["_--config=/tmp/x", "---config=/tmp/x", "-x"]
 
 
 def test_html_of_a_banner_encodes_values() -> None:
