@@ -191,7 +191,10 @@ class Agent:
     def _decide(self, loaded: Loaded, arrived: _Arrived, home: int | None) -> Decision:
         """Return what the rules say; where there are none, or none that can be used, what the site says then."""
         keep = Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), problems=loaded.problems)
+        self._scripts.begin()
         if loaded.policy is None:
+            if loaded.problems:
+                self._scripts.told.append(notice.of_rules(loaded.problems))
             if not loaded.problems or self._settings.broken_rules == "keep":
                 return keep
             errors = [str(one) for one in loaded.problems if not one.warning]
@@ -211,7 +214,6 @@ class Agent:
             tags=frozenset(found.tags),
         )
         answers: dict[Need, Value] = {}
-        self._scripts.begin()
         try:
             while isinstance(decision := decide(loaded.policy, facts, answers), Need):
                 answers[decision] = self._answered(decision, loaded, arrived, home)
@@ -244,18 +246,23 @@ class Agent:
             return Failed(str(error))
 
     def _tell(self, arrived: _Arrived, home: int | None, event: dict[str, Any]) -> None:
-        """Tell the author of a script that failed, once; that this cannot be done is no reason to do anything else."""
+        """Tell a user once that rules or a script failed; that this cannot be done is no reason to do anything else.
+
+        It is remembered before it is sent: a letter may be lost with the machine, but is not sent with every attempt.
+        """
         if home is None:
             return
         now = int(time.time())
         here = Maildir(home, self._settings.maildir) if self._settings.keep == "maildir" else None
         try:
             for told in self._scripts.news(home):
-                letter = notice.Letter(told.script, told.text, arrived.envelope, arrived.key, arrived.raw, now)
+                self._scripts.tell(home, told, now)
+                keeps = self._settings.broken_rules == "keep"
+                letter = notice.Letter(told.script, told.text, arrived.envelope, arrived.key, arrived.raw, now, keeps)
                 outcome = notice.tell(letter, home, STATE, here, arrived.submit)
                 event["notice"] = f"{outcome.word} {outcome.detail}".strip()
-                if outcome.word != "failed":
-                    self._scripts.tell(home, told, now)
+                if outcome.word == "failed":
+                    self._scripts.untell(told)
         except (StateError, OSError) as error:
             event["notice"] = f"failed {error}"
 

@@ -1,25 +1,28 @@
-"""The letter that a script's author finds in the mailbox where it failed: its traceback, and how to see it again.
+"""The letter that people find in their mailbox where their rules or a script of theirs failed: where and why, once.
 
-Must never: go anywhere but into the mailbox of the recipient whose script it is, or past it into the rules again.
+Must never: go anywhere but into the mailbox of the recipient whose rules they are, or past it into the rules again.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from milterapp.delivery.carry_out import Outcome, Submit
 from milterapp.delivery.replies import letter
+from milterapp.delivery.scripts import Told
 from milterapp.delivery.stores import Maildir, Name, stamped
 from milterapp.mail.envelope import Envelope
+from milterapp.rules.problem import Problem
 from milterapp.state.journal import Key
 
-__all__ = ["FAILED", "Letter", "tell"]
+__all__ = ["FAILED", "Letter", "of_rules", "tell"]
 
 FAILED = "failed"  # the folder of messages with which a script failed, below the state folder
 _MOST = 20  # of them
@@ -28,11 +31,27 @@ _LONGEST = 16 << 20  # bytes of a message that is put there
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = "script"
+_MOST_PROBLEMS = 20
+_MEANWHILE = {
+    True: "Meanwhile your mail is kept as if you had no rules.",
+    False: "Meanwhile your mail waits. It comes once they are good; after some days it would go back to its senders.",
+}
+_RULES = """\
+Your mail rules cannot be used:
+
+{}
+{}
+
+`milterapp check` says whether they are good now. You are told of these problems once.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What failed. script: as the rule names it; text: the traceback; now: seconds since 1970."""
+    """What failed. script: as the rule names it, "" for the rules themselves; text: the traceback, or the problems.
+
+    now: seconds since 1970. keeps: whether mail is kept meanwhile, else it waits.
+    """
 
     script: str
     text: str
@@ -40,6 +59,15 @@ class Letter:
     key: Key
     raw: bytes
     now: int
+    keeps: bool = False
+
+
+def of_rules(problems: Sequence[Problem]) -> Told:
+    """Return what is to be told of rules with problems."""
+    lines = [f"    {one}\n" for one in problems if not one.warning]
+    more = f"    and {len(lines) - _MOST_PROBLEMS} more\n" if len(lines) > _MOST_PROBLEMS else ""
+    text = "".join(lines[:_MOST_PROBLEMS]) + more
+    return Told("", hashlib.sha256("".join(lines).encode("utf-8", "backslashreplace")).hexdigest(), text)
 
 
 def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: Submit) -> Outcome:
@@ -47,8 +75,11 @@ def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: 
 
     home: a descriptor; state: the folder below it in which the message is put for another try.
     """
-    saved = _save(about, home, state)
-    subject, text = f"Your script {about.script} failed", _cut("".join(_words(about, state, saved)))
+    if about.script:
+        saved = _save(about, home, state)
+        subject, text = f"Your script {about.script} failed", _cut("".join(_words(about, state, saved)))
+    else:
+        subject, text = "Your mail rules cannot be used", _RULES.format(about.text, _MEANWHILE[about.keeps])
     if maildir is None:
         return submit.ask("NOTICE", {"subject": subject, "text": text, "step": _STEP})
     own = about.key.recipient

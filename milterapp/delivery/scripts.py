@@ -50,7 +50,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the author of a script that failed is to read. handle: of this failure of this very script."""
+    """What the author of a script that failed is to read. handle: of this failure of this very script.
+
+    script: "" where the rules themselves cannot be used.
+    """
 
     script: str
     handle: str
@@ -284,10 +287,15 @@ class Scripts:
         return [one for one in self.told if kept is None or not kept.was_told(one.handle)]
 
     def tell(self, home: int, told: Told, now: int) -> None:
-        """Remember that the author was told. Raises StateError, OSError."""
+        """Remember that the author is told. Raises StateError, OSError."""
         kept = self._memory(home, make=True)
         assert kept is not None  # noqa: S101 - it was to be made
         kept.tell(told.handle, now)
+
+    def untell(self, told: Told) -> None:
+        """Take that back. Raises StateError."""
+        if self._kept is not None:
+            self._kept.untell(told.handle)
 
     def expire(self, before: int, now: int) -> None:
         """Forget records older than that, and questions that are too old now. Raises StateError."""

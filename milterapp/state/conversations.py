@@ -192,6 +192,11 @@ class Conversations:
         with self.database.transaction() as connection:
             connection.execute(_PUT.format("told", "?, ?"), (handle, now))
 
+    def untell(self, handle: str) -> None:
+        """Take it back: it did not get there."""
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM told WHERE handle = ?", (handle,))
+
     def expire(self, before: int, now: int) -> int:
         """Forget records and what was told before then, and questions that were to be answered by now.
 

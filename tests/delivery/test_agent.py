@@ -326,8 +326,9 @@ def test_broken_rules(person: Person, start: Start, rules: str, mode: int, where
     submit = Submit()
     agent = start()
     result = agent.deliver(submit)
-    assert (result.status, submit.asked) == ("defer", [])
+    assert (result.status, submit.kinds) == ("defer", ["NOTICE"])
     assert where in result.text
+    assert where in submit.asked.pop().fields["text"]
     kept = start(broken_rules="keep").deliver(submit, queue_id="4K")
     assert (kept.status, submit.kinds) == ("ok", ["KEEP"])
     assert where in str(kept.event["problems"])

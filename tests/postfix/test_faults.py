@@ -172,17 +172,20 @@ BROKEN = {
 
 @pytest.mark.parametrize(("breaks", "names"), BROKEN.values(), ids=BROKEN.keys())
 def test_broken_rules_defer_and_repaired_rules_deliver(site: Site, breaks: Callable[[Path], None], names: str) -> None:
-    """Mail of somebody whose rules cannot be used waits, and the queue says where and why; others' mail does not."""
+    """Mail of somebody whose rules cannot be used waits, queue and mailbox say where and why; others' mail does not."""
     site.rules("alice", FILE)
     breaks(Path("/home/alice/.milterapp/rules.yaml"))
     answer = site.send(message("waiting"), [ALICE, BOB])
     fate = site.deferred(answer.queue_id)
     assert (fate.to, fate.dsn[:2], names in fate.text) == (ALICE, "4.", True), fate.text
-    site.wait(lambda: bool(site.inbox("bob")), "bob's copy", 30)
+    site.wait(lambda: bool(site.inbox("bob")) and bool(site.inbox("alice")), "bob's copy, and the notice", 60)
+    assert names.encode() in site.inbox("alice")[0]
+    site.deferred(answer.queue_id, times=2)
     shutil.rmtree("/home/alice/.milterapp")
     site.rules("alice", FILE)
     site.settle()
-    assert copies(site) == {"alice Filed: waiting": 1, "bob : waiting": 1}
+    told = {"alice : Your mail rules cannot be used": 1}
+    assert copies(site) == {"alice Filed: waiting": 1, "bob : waiting": 1, **told}
 
 
 def closed(home: Path) -> None:

@@ -172,11 +172,6 @@ def small_disk(folder: str, owner: str) -> Iterator[Callable[[], Path]]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def deferrals(site: Site, queue_id: str, most: int) -> None:
-    """Wait until a message was deferred that often."""
-    site.wait(lambda: sum(one.status == "deferred" for one in site.fates(queue_id)) >= most, "deferrals", 30)
-
-
 @pytest.mark.parametrize("rules", ["", KEEP, FORWARD], ids=["no rules", "keep", "forward"])
 def test_a_full_disk_under_submit_doubles_nothing(site: Site, rules: str) -> None:
     """While the journal of submit cannot be written mail waits; when it can, each message arrived once."""
@@ -188,7 +183,7 @@ def test_a_full_disk_under_submit_doubles_nothing(site: Site, rules: str) -> Non
         site.send(message("before"), [CAROL])
         site.settle()
         ballast = fill()
-        deferrals(site, site.send(message("full"), [CAROL]).queue_id, 4)
+        site.deferred(site.send(message("full"), [CAROL]).queue_id, times=4)
         ballast.unlink()
         site.settle()
         site.stop_service("submit")
@@ -204,7 +199,7 @@ def test_a_full_home_doubles_nothing(site: Site, rules: str) -> None:
         site.rules("alice", rules)
         for subject in ("first", "second"):
             ballast = fill()
-            deferrals(site, site.send(message(subject)).queue_id, 3)
+            site.deferred(site.send(message(subject)).queue_id, times=3)
             ballast.unlink()
             site.settle()
         found = [one for messages in site.folders("alice").values() for one in messages]
