@@ -13,6 +13,7 @@ import pytest
 
 from tests.postfix.harness import Site, message
 from tests.postfix.mailboxes import header
+from tests.soak.scripted import soak
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
 
@@ -247,3 +248,11 @@ def test_bounds(site: Site, name: str) -> None:
     assert said in site.deferred(queue_id).text
     site.send(letter("for alice", "alice@example.org"), ["alice@example.org"])
     site.wait(lambda: len(site.inbox("alice")) == 1, "alice's mail", 60)
+
+
+def test_a_model_knows_what_happened(site: Site) -> None:
+    """Eighty messages of twenty senders while everything is killed: each is handled, remembered and answered once."""
+    model, blows = soak(site, messages=80, blows=20, seed=3)
+    assert blows.total() >= 20
+    assert model.seen >= 80
+    assert model.defects == []

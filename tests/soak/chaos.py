@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,8 +70,9 @@ _QUOTA = "usrquota,usrquota_block_hard_limit"  # of tmpfs(5), Linux 6.6; where t
 class Blows:
     """What is done to the host, at random moments, in a thread of its own until it is stopped."""
 
-    def __init__(self, site: Site, seed: int) -> None:
+    def __init__(self, site: Site, seed: int, kinds: Mapping[str, int] = BLOWS) -> None:
         self._site = site
+        self._kinds = kinds
         self._dice = random.Random(seed)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -99,7 +100,7 @@ class Blows:
     def _run(self) -> None:
         try:
             while not self._stopped.wait(self._dice.uniform(0, 0.1)):
-                self._strike(self._dice.choices(list(BLOWS), list(BLOWS.values()))[0])
+                self._strike(self._dice.choices(list(self._kinds), list(self._kinds.values()))[0])
                 revive(self._site)
         except BaseException as fault:  # noqa: BLE001 - said by the thread that waits
             self.fault = fault

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tests.postfix.mailboxes import header
 
-__all__ = ["DEFECTS", "HostLedger", "Sent", "payload"]
+__all__ = ["DEFECTS", "HostLedger", "Sent", "marked_ids", "payload", "queue_id"]
 
 TWO_PASSES = ("bob ", "dave ", "erin ", "elsewhere")  # what comes there passed submit; an agent files all the rest
 DEFECTS = ("lost", "corrupted", "doubled", "in a wrong place", "refused without a notice", "bounced")
@@ -116,7 +116,7 @@ class HostLedger:
         if place not in TWO_PASSES:
             self.defects.append(f"doubled: {token} in {place}")
             return
-        queue_ids = [_queue_id(message) for message in found]
+        queue_ids = [queue_id(message) for message in found]
         different = len(set(queue_ids))
         self.postfix += len(found) - max(different, wanted)
         over = different - wanted
@@ -127,7 +127,7 @@ class HostLedger:
                 self.gap += over
 
 
-def _queue_id(message: bytes) -> str:
+def queue_id(message: bytes) -> str:
     """Return the queue id of the last hop: for what was handed back or forwarded, that of its second queue file."""
     received = header(message, "Received")
     match = _QUEUED.search(received[0]) if received else None
