@@ -87,7 +87,10 @@ def own(user: User, settings: Settings) -> Rules:
         with open_home(user.home, user.uid) as home:
             if home is None:
                 raise Failure(os.EX_NOINPUT, f"{user.name} has no home, so no rules; name a file with --rules")
-            file = RuleFile(path, user.uid, settings.authserv_ids, _programs(settings))
+            file = RuleFile(
+                path, user.uid, settings.authserv_ids, _programs(settings),
+                flags_kept=settings.delivery.keep == "maildir",
+            )  # fmt: skip
             loaded = file.load(home)
     except Unavailable as error:
         raise Failure(os.EX_NOINPUT, f"{shown}: cannot read: {error}") from error
@@ -132,6 +135,7 @@ def named(paths: Sequence[str], *, site: bool, settings: Settings) -> Rules:
             _read(path), path, site=site, read_list=_lists(path, site=site),
             read_script=_scripts(path, sources, folders), tests=False, authserv_ids=settings.authserv_ids,
             programs=programs, plain=plain_programs(programs),
+            flags_kept=settings.delivery.keep == "maildir",
         )
         for path in paths
     ]  # fmt: skip

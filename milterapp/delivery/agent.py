@@ -99,7 +99,10 @@ class Agent:
         self._home = home
         self._user = user
         self._limits = Limits(**settings.limits)
-        self._rules = RuleFile(settings.personal_rules, os.geteuid(), settings.authserv_ids, settings.programs)
+        self._rules = RuleFile(
+            settings.personal_rules, os.geteuid(), settings.authserv_ids, settings.programs,
+            flags_kept=settings.keep == "maildir",
+        )  # fmt: skip
         self._journal: Journal | None = None
         self._journal_path = os.path.join(home, STATE, _JOURNAL)
         self._rates: Rates | None = None

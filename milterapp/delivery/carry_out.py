@@ -3,7 +3,8 @@
 Must never: decide, answer `ok` while a delivery is not done, or do a step again that the journal says is done.
 
 A forward that submit refuses (its loop mark is on the message already, or there are too many) becomes a keep, unless
-it was a copy: nothing is lost, nothing bounces, and the mail is where its owner looks.
+it was a copy, and so does what was to be filed into a folder that must not be made: nothing is lost, nothing bounces,
+and the mail is where its owner looks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs
 from milterapp.delivery.requests import RESPONSES, printable
 from milterapp.delivery.said import MOST_TEXT
-from milterapp.delivery.stores import Maildir, Name, stamped
+from milterapp.delivery.stores import Maildir, Name, NoFolderError, stamped
 from milterapp.mail.edits import apply
 from milterapp.rules.decision import (
     Decision,
@@ -169,29 +170,36 @@ class _Steps:
     def deliver(self, step: str, delivery: Delivery) -> bool:
         """Carry one delivery out; False where it must be tried again."""
         if isinstance(delivery, File):
-            return self.once(step, lambda: self._file(step, delivery.folder, delivery.flags)).word == "done"
+            outcome = self.once(step, lambda: self._file(step, delivery.folder, delivery.flags, create=delivery.create))
+            return self._kept_instead(step, outcome, copy=delivery.copy)
         if isinstance(delivery, Keep):
-            return self.once(step, lambda: self._keep(step)).word == "done"
+            return self.once(step, lambda: self._keep(step, delivery.flags)).word == "done"
         if isinstance(delivery, Forward):
             asked = {"to": delivery.to, "step": step}
             if delivery.script:
                 asked |= {"script": delivery.script, "from": delivery.sender}
             outcome = self.once(step, lambda: self._send("FORWARD", asked))
-            if outcome.word == "refused" and not delivery.copy:
-                outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
-                return outcome.word == "done"
-            return outcome.word != "failed"
+            return self._kept_instead(step, outcome, copy=delivery.copy)
         if isinstance(delivery, Send):
             return self.once(step, lambda: self._write(step, delivery)).word != "failed"
         if isinstance(delivery, Pipe):
             return self.once(step, lambda: self._pipe(delivery)).word == "done"
         return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
 
-    def _file(self, step: str, folder: Sequence[str], flags: Sequence[str] = ()) -> Outcome:
+    def _kept_instead(self, step: str, outcome: Outcome, *, copy: bool) -> bool:
+        """Keep what could not go where its rule sends it, unless it was a copy; False where it must be tried again."""
+        if outcome.word == "refused" and not copy:
+            outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
+        return outcome.word != "failed"
+
+    def _file(self, step: str, folder: Sequence[str], flags: Sequence[str] = (), *, create: bool = True) -> Outcome:
         job, key = self._job, self._job.key
         name = Name(self._prepared.at, f"M{key.word}S{step}")
         parts = stamped(self._edited, job.sender, key.recipient, key.original)
-        filed = job.maildir.deliver(folder, name, parts, fresh=self._prepared.fresh, flags=flags)
+        try:
+            filed = job.maildir.deliver(folder, name, parts, fresh=self._prepared.fresh, flags=flags, create=create)
+        except NoFolderError as error:
+            return Outcome("refused", error.strerror or "")
         return Outcome("done", str(name) if filed else f"{name}, there already")
 
     def _pipe(self, delivery: Pipe) -> Outcome:
@@ -200,9 +208,9 @@ class _Steps:
         ran = job.programs.run(delivery.program, delivery.arguments, message, job.variables, wanted=False)
         return Outcome("done", delivery.program) if ran.done else Outcome("failed", str(ran))
 
-    def _keep(self, step: str) -> Outcome:
+    def _keep(self, step: str, flags: Sequence[str] = ()) -> Outcome:
         if self._job.keep_here:
-            return self._file(step.replace(".", "-"), ())
+            return self._file(step.replace(".", "-"), (), flags)
         outcome = self._send("KEEP", {})
         return Outcome("failed", outcome.detail) if outcome.word == "refused" else outcome
 

@@ -124,8 +124,14 @@ class RuleFile:
         uid: int,
         authserv_ids: Sequence[str] = (),
         programs: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        flags_kept: bool = False,
     ) -> None:
-        """Take the path as settings.personal_rules gives it: below the home, or absolute. programs: the site's."""
+        """Take the path as settings.personal_rules gives it: below the home, or absolute.
+
+        programs: the site's. flags_kept: `keep` files into the Maildir, where flags can be carried.
+        """
+        self._flags_kept = flags_kept
         self._uid = uid
         self._programs = programs or {}
         self._authserv_ids = tuple(authserv_ids)
@@ -155,6 +161,7 @@ class RuleFile:
                         authserv_ids=self._authserv_ids,
                         programs=self._programs,
                         plain=plain_programs(self._programs),
+                        flags_kept=self._flags_kept,
                         can=_CAN,
                     )
                     loaded = Loaded(policy, problems, scripts)

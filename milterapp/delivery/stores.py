@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-__all__ = ["Maildir", "Name", "folder_name", "one_line", "stamped"]
+__all__ = ["Maildir", "Name", "NoFolderError", "folder_name", "one_line", "stamped"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,17 +51,24 @@ class Maildir:
     path: str
 
     def deliver(
-        self, folder: Sequence[str], name: Name, parts: Iterable[bytes], *, fresh: bool, flags: Collection[str] = ()
+        self,
+        folder: Sequence[str],
+        name: Name,
+        parts: Iterable[bytes],
+        *,
+        fresh: bool,
+        flags: Collection[str] = (),
+        create: bool = True,
     ) -> bool:
         """File a message, durably; False where it was there already.
 
         fresh: nothing of that name can have been filed before, so that `cur` need not be searched. flags: any of seen,
-        flagged, answered. Raises OSError.
+        flagged, answered. Raises OSError; with create False NoFolderError where there is no such folder.
         """
         letters = "".join(sorted(_FLAGS[one] for one in set(flags)))
         final = f"{name}:2,{letters}" if letters else str(name)
         with ExitStack() as stack:
-            place = dict(zip(_PARTS, self._open(folder, stack), strict=True))
+            place = dict(zip(_PARTS, self._open(folder, stack, create=create), strict=True))
             if not fresh and _filed(place["new"], place["cur"], name.unique):
                 os.fsync(place["new"])
                 os.fsync(place["cur"])
@@ -91,7 +98,7 @@ class Maildir:
                     os.unlink(temporary, dir_fd=place["tmp"])
             return filed
 
-    def _open(self, folder: Sequence[str], stack: ExitStack) -> list[int]:
+    def _open(self, folder: Sequence[str], stack: ExitStack, *, create: bool) -> list[int]:
         """Return descriptors of tmp, new and cur of the folder, made where they are missing."""
 
         def held(descriptor: int) -> int:
@@ -111,9 +118,23 @@ class Maildir:
                 os.close(_enter(here, part)[0])
         sub = folder_name(folder)
         if sub:
+            if not create and not _is_there(here, sub):
+                raise NoFolderError(errno.ENOENT, f"there is no folder {sub[1:]}")
             here = held(_enter(here, sub)[0])
             _mark_folder(here)
         return [held(_enter(here, part)[0]) for part in _PARTS]
+
+
+class NoFolderError(OSError):
+    """A folder that was not to be made is missing."""
+
+
+def _is_there(parent: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _enter(parent: int, name: str) -> tuple[int, bool]:

@@ -42,7 +42,8 @@ class Folder:
 @dataclass(frozen=True, slots=True)
 class FileInto(Action):
     """File the message into a folder of the Maildir: `file: Lists/Python`, made where it is missing. A value in it is
-    always part of one level's name. With `copy: true` the rules go on.
+    always part of one level's name. With `create: false` the folder is not made: where it is missing, the message is
+    kept. With `copy: true` the rules go on.
     """
 
     word = "file"
@@ -51,6 +52,7 @@ class FileInto(Action):
 
     folder: Folder
     copy: bool = False
+    create: bool = True
 
     def ends(self) -> bool:
         """Return whether the rules end here."""
@@ -62,7 +64,8 @@ class FileInto(Action):
 
     def apply(self, outcome: Outcome, given: Given) -> None:
         """File."""
-        outcome.deliver(File(self.folder.fill(given.fill), self.copy, outcome.flags), copy=self.copy)
+        folder = self.folder.fill(given.fill)
+        outcome.deliver(File(folder, self.copy, outcome.flags, self.create), copy=self.copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class ReplyWith(Action):
 @dataclass(frozen=True, slots=True)
 class Flags(Action):
     """Mark what the rule's `file` files with IMAP's words: `flag: flagged`, any of `seen`, `flagged`, `answered`. It
-    stands in a rule with `file`: nothing else can carry it.
+    stands in a rule with `file`, or, where the site keeps mail in the Maildir, with `keep`: nothing else can carry it.
     """
 
     word = "flag"

@@ -132,7 +132,7 @@ class KeepIt(Action):
 
     def apply(self, outcome: Outcome, given: Given) -> None:  # noqa: ARG002
         """Keep."""
-        outcome.deliver(Keep(), copy=False)
+        outcome.deliver(Keep(flags=outcome.flags), copy=False)
 
 
 class Stop(Action):

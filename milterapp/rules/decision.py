@@ -64,29 +64,34 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Deliver as Postfix always did; `implicit` where no rule asked for it."""
+    """Deliver as Postfix always did; `implicit` where no rule asked for it. flags: as File, in the Maildir alone."""
 
     implicit: bool = False
+    flags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""
-        return {"action": "keep", "implicit": self.implicit}
+        found: dict[str, Any] = {"action": "keep", "implicit": self.implicit}
+        return found | {"flags": list(self.flags)} if self.flags else found
 
 
 @dataclass(frozen=True, slots=True)
 class File:
     """File into a folder: its levels from the top, each one harmless path component (mail.values.Mailbox).
 
-    flags: IMAP's words for it, any of seen, flagged, answered.
+    flags: IMAP's words for it, any of seen, flagged, answered. create: False to keep the message where there is no such
+    folder.
     """
 
     folder: tuple[str, ...]
     copy: bool = False
     flags: tuple[str, ...] = ()
+    create: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the delivery as `--json` prints it."""
-        found = {"action": "file", "folder": "/".join(self.folder), "copy": self.copy}
+        found: dict[str, Any] = {"action": "file", "folder": "/".join(self.folder), "copy": self.copy}
+        found |= {} if self.create else {"create": False}
         return found | {"flags": list(self.flags)} if self.flags else found
 
 

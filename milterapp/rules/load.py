@@ -53,6 +53,7 @@ def load(
     authserv_ids: tuple[str, ...] = (),
     programs: Iterable[str] = (),
     plain: Iterable[str] = (),
+    flags_kept: bool = True,
     can: Iterable[str] = CAN,
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """Read a rule file.
@@ -61,11 +62,12 @@ def load(
     gives the bytes of a list's file by the name the rules use; it raises OSError with a reason. read_script: the same
     for a script, which is only looked whether it is there. tests: run the tests
     beside the rules, and refuse the file where one fails; delimiter: Postfix's recipient_delimiter, for them.
-    programs: those that personal rules may start; plain: those of them that rules may give no options.
+    programs: those that personal rules may start; plain: those of them that rules may give no options. flags_kept:
+    `keep` carries flags.
     Returns (policy, problems), the policy None where any of the problems is no warning; problems are in the order of
     the file. Never raises for what the file holds.
     """
-    allowed = Allowed(frozenset(can), authserv_ids, frozenset(programs), frozenset(plain))
+    allowed = Allowed(frozenset(can), authserv_ids, frozenset(programs), frozenset(plain), flags_kept)
     with _uncollected():
         root, problems = parse(source, file)
         policy: Policy | None = None

@@ -53,13 +53,15 @@ CAN = frozenset((
 @dataclass(frozen=True, slots=True)
 class Allowed:
     """What the edge can do, of CAN, and what the site allows. authserv_ids: whose Authentication-Results are believed;
-    programs: names of those that rules may start; plain: those of them that take no options from rules.
+    programs: names of those that rules may start; plain: those of them that take no options from rules. flags_kept:
+    `keep` carries flags.
     """
 
     can: frozenset[str] = CAN
     authserv_ids: tuple[str, ...] = ()
     programs: frozenset[str] = frozenset()
     plain: frozenset[str] = frozenset()
+    flags_kept: bool = True
 
 
 ALL = Allowed()

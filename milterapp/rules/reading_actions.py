@@ -35,7 +35,7 @@ from milterapp.rules.actions_edits import (
     SetSenderTo,
     TransportBy,
 )
-from milterapp.rules.actions_verdicts import REPLIES, Hold, Points, Refusal
+from milterapp.rules.actions_verdicts import REPLIES, Hold, KeepIt, Points, Refusal
 from milterapp.rules.conditions_marks import ProgramName, TagName
 from milterapp.rules.conditions_message import Attachment
 from milterapp.rules.decision import Verdict
@@ -92,8 +92,15 @@ def read_actions(node: Node, decoder: RuleDecoder) -> tuple[tuple[Action, Place]
             if not decoder.no_options(place, one.program, written):
                 return None
         if isinstance(one, Flags) and not any(isinstance(other, FileInto) for other in good):
-            decoder.fail(place, "`flag` in a rule without `file`: only what is filed can carry it")
-            return None
+            kept = any(isinstance(other, KeepIt) for other in good)
+            if not kept:
+                decoder.fail(place, "`flag` in a rule without `file` or `keep`: nothing else can carry it")
+                return None
+            if not decoder.allowed.flags_kept:
+                decoder.fail(
+                    place, "`flag` beside `keep`: what this site keeps carries no flags; `file: INBOX` puts it there"
+                )
+                return None
     return tuple(sorted(placed, key=lambda one: not isinstance(one[0], Flags)))
 
 

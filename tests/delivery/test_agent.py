@@ -137,6 +137,55 @@ def test_flag(person: Person, start: Start) -> None:
     assert list((person.home / "Maildir/.A/new").iterdir()) == []
 
 
+def test_flag_beside_keep(person: Person, start: Start) -> None:
+    """With `keep: maildir` a kept message carries flags; where Postfix keeps it, the rules are refused."""
+    person.write("rules:\n  - name: it\n    then:\n      - flag: seen\n      - keep\n")
+    agent = start(keep="maildir")
+    result = agent.deliver(Submit())
+    assert (result.status, result.event["deliveries"]) == (
+        "ok",
+        [{"action": "keep", "implicit": False, "flags": ["seen"]}],
+    )
+    _forget_marks(person)
+    assert agent.deliver(Submit()).status == "ok"
+    (path,) = (person.home / "Maildir/cur").iterdir()
+    assert path.name.endswith(".milterapp:2,S")
+    submit = Submit()
+    result = start().deliver(submit, queue_id="4B")
+    assert (result.status, submit.asked) == ("defer", [])
+    assert "rules.yaml:4:9: `flag` beside `keep`" in result.text
+
+
+NOT_MADE = "rules:\n  - name: it\n    then:\n      file: {folder: Lists/Python, create: false}\n"
+
+
+def test_a_folder_that_is_not_to_be_made(person: Person, start: Start) -> None:
+    """With `create: false` a missing folder is not made and the message is kept, once; one that is there is used."""
+    person.write(NOT_MADE)
+    submit, agent = Submit(), start()
+    result = agent.deliver(submit)
+    assert (result.status, submit.kinds) == ("ok", ["KEEP"])
+    assert result.event["outcomes"]["0"] == "refused there is no folder Lists.Python"
+    assert not (person.home / "Maildir/.Lists.Python").exists()
+    start().deliver(Submit(), MESSAGE, queue_id="4B")
+    person.write(FILE)
+    agent.deliver(submit, queue_id="4C")
+    assert len(person.mail("Maildir/.Lists.Python")) == 1
+    assert agent.deliver(submit).status == "ok"  # a retry looks for no folder
+    assert (submit.kinds, len(person.mail("Maildir/.Lists.Python"))) == (["KEEP"], 1)
+    person.write(NOT_MADE)
+    agent.deliver(submit, queue_id="4D")
+    assert (submit.kinds, len(person.mail("Maildir/.Lists.Python"))) == (["KEEP"], 2)
+
+
+def test_a_copy_into_a_folder_that_is_not_there(person: Person, start: Start) -> None:
+    """A copy for which there is no folder is none; the message is kept once."""
+    person.write(NOT_MADE.replace("false}", "false, copy: true}"))
+    submit = Submit()
+    assert start().deliver(submit).status == "ok"
+    assert submit.kinds == ["KEEP"]
+
+
 def test_vacation(person: Person, start: Start) -> None:
     """`vacation` asks submit for one reply with all that the rule says, once the message is kept."""
     person.write(

@@ -256,15 +256,15 @@ def test_a_file_system_that_fails_is_temporary(descriptor: int, number: int, mon
     [
         ("if: {auth: {dmarc: pass}}\n  then: {file: A}", ""),
         ("then: {banner: x}", ""),
-        ("then: {pipe: x}", "the action 'pipe' cannot be used here yet"),
+        ("then: {pipe: x}", "the site does not allow the program 'x'; it allows none"),
         ("then: {vacation: x}", ""),
         ("then: [{vacation: x}, reject]", "`vacation` and `reject` in one rule"),
         ("if: {duplicate: yes}\n  then: discard", ""),
         ("then: [{file: A}, {flag: seen}]", ""),
-        ("then: [keep, {flag: seen}]", "`flag` in a rule without `file`"),
+        ("then: [keep, {flag: seen}]", "`flag` beside `keep`"),
         ("then: {log: x}", ""),
     ],
-    ids=["auth", "banner", "pipe", "vacation", "vacation and reject", "duplicate", "flag", "flag without file", "log"],
+    ids=["auth", "banner", "pipe", "vacation", "vacation and reject", "duplicate", "flag", "flag beside keep", "log"],
 )
 def test_what_the_agent_cannot_do_is_refused(home: Path, rule: str, problem: str) -> None:
     """Rules that the agent could not carry out whole are a problem, and never carried out in part."""

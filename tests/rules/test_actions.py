@@ -62,6 +62,16 @@ DONE: dict[str, tuple[str, bool, dict[str, Any]]] = {
         False,
         {"action": "file", "folder": "A", "copy": False, "flags": ["flagged", "seen"]},
     ),
+    "file into what is there": (
+        "file: {folder: A, create: no}",
+        False,
+        {"action": "file", "folder": "A", "copy": False, "create": False},
+    ),
+    "keep with a flag": (
+        "[keep, {flag: seen}]",
+        False,
+        {"action": "keep", "implicit": False, "flags": ["seen"]},
+    ),
     "pipe": (
         "pipe: {program: spool, arguments: ['--from=${from.domain}', '${subject}']}",
         False,
@@ -156,7 +166,7 @@ PROBLEMS = {
     "null recipient": ("add_recipient: <>", True, "16: '<>' is no address"),
     "null forward": ("forward: <>", False, "10: '<>' is no address"),
     "a program not allowed": ("pipe: rm", False, "7: the site does not allow the program 'rm'; it allows scan, spool"),
-    "flag alone": ("flag: seen", False, "1: `flag` in a rule without `file`"),
+    "flag alone": ("flag: seen", False, "1: `flag` in a rule without `file` or `keep`"),
     "no flag": ("flag: deleted", False, "7: found 'deleted', expected seen, flagged or answered"),
     "many addresses": (
         f"vacation: {{text: x, addresses: [{', '.join(f'a{n}@b.example' for n in range(21))}]}}",
@@ -178,6 +188,42 @@ def test_an_action_that_cannot_be(action: str, site: bool, wanted: str) -> None:
     assert policy is None
     column, text = wanted.split(": ", 1)
     assert str(problems[0]).startswith(f"f:5:{int(column) + 4}: {text}")
+
+
+def test_a_flag_that_keep_cannot_carry() -> None:
+    """Where the site hands kept mail on, `flag` beside `keep` is a problem that names the way out: `file`."""
+    rules = b"rules:\n- {name: it, then: [keep, {flag: seen}]}\n"
+    assert load(rules, "f", site=False)[1] == ()
+    _, problems = load(rules, "f", site=False, flags_kept=False)
+    assert str(problems[0]).startswith(
+        "f:2:27: `flag` beside `keep`: what this site keeps carries no flags; `file: INBOX`"
+    )
+    assert load(rules.replace(b"keep", b"{file: INBOX}"), "f", site=False, flags_kept=False)[1] == ()
+
+
+ARGUMENTS = {
+    "an option": ("then: {pipe: {program: scan, arguments: [x, -y]}}", "the argument '-y': rules may give 'scan' no"),
+    "of a filter": ("then: {filter: {program: scan, arguments: ['-${subject}']}}", "the argument '-'"),
+    "of a command": ("if: {command: {run: scan, arguments: [-q]}}, then: stop", "the argument '-q'"),
+    "many": (f"then: {{pipe: {{program: spool, arguments: [{', '.join('x' * 51)}]}}}}", "more than 50 arguments"),
+    "many of a command": (
+        f"if: {{command: {{run: spool, arguments: [{', '.join('x' * 51)}]}}}}, then: stop",
+        "more than 50 arguments",
+    ),
+    "a status that says nothing": (
+        "if: {command: {run: scan, status: 75}}, then: stop",
+        "status 75, expected 0 to 255",
+    ),
+    "a status that is none": ("if: {command: {run: scan, status: 256}}, then: stop", "status 256, expected 0 to 255"),
+}
+
+
+@pytest.mark.parametrize(("rule", "wanted"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_what_a_program_cannot_be_given(rule: str, wanted: str) -> None:
+    """A program that takes no options from rules, too many arguments, and a status that no rule may ask for."""
+    source = f"rules:\n- {{name: it, {rule}}}\n".encode()
+    _, problems = load(source, "f", site=False, programs=("scan", "spool"), plain=("scan",))
+    assert wanted in str(problems[0])
 
 
 def test_an_answer_beside_a_refusal() -> None:
