@@ -55,6 +55,7 @@ class DeliverySettings:
     wait: how long a delivery waits for a free agent before it is deferred. maildir: below home, for `file`.
     keep: what `keep` means: postfix, maildir, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`. sandbox: the least level
     (full, good, basic) at which a user's scripts run. script_recipients: whom one message may make a script send to;
+    script_folders: into how many a script may file one;
     script_messages: mails of a user's scripts in a day; script_output: below home, for the files they write.
     """
 
@@ -73,6 +74,7 @@ class DeliverySettings:
     wait: float = 60.0
     sandbox: str = "good"
     script_recipients: int = 20
+    script_folders: int = 20
     script_messages: int = 500
     script_output: str = ".milterapp/output"
 

@@ -54,6 +54,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "delivery.deadline": (1, 3600),
     "delivery.wait": (0, 3600),
     "delivery.script_recipients": (0, 10_000),
+    "delivery.script_folders": (0, 500),
     "delivery.script_messages": (0, 10**6),
     "lmtp.connections": (1, 1000),
     "submit.forwards": (0, 1000),

@@ -22,6 +22,7 @@ class AgentSettings:
     limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
     journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
     sandbox: the least level below which no script runs. script_recipients: of one message's sends and forwards;
+    script_folders: into which one may be filed;
     script_messages: mails that a user's scripts may cause in a day; script_output: as maildir, where their files go.
     programs: as the site's, each as `dataclasses.asdict` has it.
     """
@@ -37,6 +38,7 @@ class AgentSettings:
     authserv_ids: Sequence[str] = ()
     sandbox: str = "good"
     script_recipients: int = 20
+    script_folders: int = 20
     script_messages: int = 500
     script_output: str = ".milterapp/output"
     programs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -59,7 +61,10 @@ class AgentSettings:
             deadline=delivery["deadline"],
             authserv_ids=settings.get("authserv_ids", ()),
             programs=settings.get("programs", {}),
-            **{name: delivery[name] for name in ("sandbox", "script_recipients", "script_messages", "script_output")},
+            **{
+                name: delivery[name]
+                for name in ("sandbox", "script_recipients", "script_folders", "script_messages", "script_output")
+            },
         )
 
     def to_json(self) -> str:

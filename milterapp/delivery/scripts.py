@@ -86,7 +86,7 @@ class _Kept:
 
 def plan_limits(settings: AgentSettings) -> PlanLimits:
     """Return what one run may ask for at this site."""
-    return PlanLimits(recipients=settings.script_recipients)
+    return PlanLimits(recipients=settings.script_recipients, folders=settings.script_folders)
 
 
 def memory_of(kept: Conversations | None, script: str, sender: str) -> Memory:

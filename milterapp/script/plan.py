@@ -39,10 +39,13 @@ class PlanError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PlanLimits:
-    """The most that one run of a script may want. recipients: of forwards and sends together; the rest: characters."""
+    """The most that one run of a script may want. recipients: of forwards and sends together; folders: different ones;
+    text, total: characters.
+    """
 
     actions: int = 500
     recipients: int = 20
+    folders: int = 20
     text: int = 256 * 1024
     total: int = 6 * 1024 * 1024
     outputs: int = 100
@@ -218,6 +221,8 @@ def check(plan: Plan, limits: PlanLimits = DEFAULT) -> None:
     recipients = sum(len(one.to) if isinstance(one, Send) else isinstance(one, Forward) for one in actions)
     if recipients > limits.recipients:
         raise PlanError(f"more than {limits.recipients} recipients")
+    if len({one.folder for one in actions if isinstance(one, File)}) > limits.folders:
+        raise PlanError(f"more than {limits.folders} folders")
     if len(plan.about) > 64 or len(plan.state) > 100 or len(plan.per) > 10 or any(len(one) > 320 for one in plan.per):
         raise PlanError("a state longer than any")
     _check_together(plan)

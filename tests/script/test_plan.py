@@ -218,6 +218,7 @@ def test_the_lines_of_the_table_are_otherwise_right() -> None:
     [
         pytest.param(PlanLimits(actions=2), (Keep(),) * 3, id="actions"),
         pytest.param(PlanLimits(recipients=2), (Send(("a@b.c",) * 2, "", ""), Forward("a@b.c")), id="recipients"),
+        pytest.param(PlanLimits(folders=1), (File(("a",)), File(("a",), copy=True), File(("b",))), id="folders"),
         pytest.param(PlanLimits(text=10), (Reply("a" * 11),), id="one text"),
         pytest.param(PlanLimits(total=60), (Reply("a" * 20),) * 4, id="all texts"),
         pytest.param(PlanLimits(outputs=1), (Output("a", ""),) * 2, id="outputs"),
