@@ -119,7 +119,7 @@ def large(number: int) -> bytes:
     )
 
 
-class _Client:
+class Client:
     """One SMTP connection that carries one message, as cheap for this side as it gets."""
 
     def __init__(self, port: int) -> None:
@@ -133,11 +133,11 @@ class _Client:
             if line[3:4] != b"-":
                 return line
 
-    def send(self, data: bytes) -> bytes:
+    def send(self, data: bytes, sender: str = "ann@office.example.net", recipient: str = "bob@example.org") -> bytes:
         """Send one message; return the reply that ended it."""
         self._sock.sendall(b"EHLO client.example\r\n")
         self._reply()
-        self._sock.sendall(b"MAIL FROM:<ann@office.example.net>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\n")
+        self._sock.sendall(f"MAIL FROM:<{sender}>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n".encode())
         for _ in range(3):
             last = self._reply()
             if last[:1] not in b"23":
@@ -162,7 +162,7 @@ def send_all(port: int, messages: Iterable[bytes]) -> tuple[float, Counter[str]]
 
     def run() -> None:
         while (data := waiting.get()) is not None:
-            client = _Client(port)
+            client = Client(port)
             try:
                 answers[client.send(data)[:3].decode()] += 1
             finally:
@@ -182,7 +182,8 @@ def send_all(port: int, messages: Iterable[bytes]) -> tuple[float, Counter[str]]
 # -- what /proc says ---------------------------------------------------------------------------------------------------
 
 
-def _stat() -> dict[int, list[str]]:
+def processes() -> dict[int, list[str]]:
+    """Return the fields of proc_pid_stat(5) after the command name of each process."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -193,7 +194,7 @@ def _stat() -> dict[int, list[str]]:
     return found
 
 
-def _tree(roots: Iterable[int], stat: dict[int, list[str]]) -> set[int]:
+def tree(roots: Iterable[int], stat: dict[int, list[str]]) -> set[int]:
     """Return processes and all below them."""
     found = set(roots)
     while True:
@@ -205,17 +206,17 @@ def _tree(roots: Iterable[int], stat: dict[int, list[str]]) -> set[int]:
 
 def cpu(running: Running) -> float:
     """Return the seconds of processor time of a peer's processes, and of their children that have ended."""
-    stat = _stat()
-    tree = _tree((one.pid for one in running.processes), stat) & set(stat)
-    return sum(int(word) for pid in tree for word in stat[pid][11:15]) / _TICK
+    stat = processes()
+    some = tree((one.pid for one in running.processes), stat) & set(stat)
+    return sum(int(word) for pid in some for word in stat[pid][11:15]) / _TICK
 
 
 def memory(running: Running) -> tuple[float, float, float]:
     """Return MB: resident in all processes, their share of it (PSS), and resident in the busiest two."""
-    stat = _stat()
+    stat = processes()
     each = []
     share = 0
-    for pid in _tree((one.pid for one in running.processes), stat):
+    for pid in tree((one.pid for one in running.processes), stat):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
         except OSError:
@@ -230,15 +231,15 @@ def memory(running: Running) -> tuple[float, float, float]:
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
-def overlay() -> None:
+def overlay(unpacked: Path) -> None:
     """Lay what was unpacked over /usr and /etc, in this world alone."""
-    unpacked = ROOT / UNPACKED
     if not unpacked.is_dir():
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    options = f"lowerdir={unpacked / 'usr'}:/usr".encode()
-    if libc.mount(b"overlay", b"/usr", b"overlay", 0, options) != 0:
-        raise OSError(ctypes.get_errno(), "cannot lay the peers over /usr (overlayfs)")
+    for part, place in (("usr", "/usr"), ("lib", "/usr/lib")):
+        options = f"lowerdir={unpacked / part}:{place}".encode()
+        if (unpacked / part).is_dir() and libc.mount(b"overlay", place.encode(), b"overlay", 0, options) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot lay the peers over {place} (overlayfs)")
     subprocess.run(["cp", "-a", "--no-clobber", f"{unpacked}/etc/.", "/etc"], check=False)
     subprocess.run(["ldconfig"], check=False)
 
@@ -310,7 +311,7 @@ def _cells(one: Candidate | None) -> list[str]:
 
 def inside(given: argparse.Namespace) -> int:
     """Measure, in the world."""
-    overlay()
+    overlay(ROOT / UNPACKED)
     folder = ROOT / CORPUS
     mixed = [wire(path.read_bytes()) for path in sorted(folder.iterdir())] if folder.is_dir() else []
     mixed = mixed or [wire(message(4096)) for _ in range(300)]
