@@ -62,6 +62,8 @@ class DeliverySettings:
     socket: str = "/run/milterapp/monitor/socket"
     keep: str = "postfix"
     personal_rules: str = ".milterapp/rules.yaml"
+    rules_before: str = ""
+    rules_after: str = ""
     maildir: str = "Maildir"
     min_uid: int = 1000
     min_gid: int = 1000

@@ -61,6 +61,8 @@ def _files(options: argparse.Namespace, settings: Settings, codes: list[int]) ->
     if not options.paths:
         if options.site or os.access(settings.milter.rules, os.R_OK):
             yield settings.milter.rules, True
+        around = (settings.delivery.rules_before, settings.delivery.rules_after)
+        yield from ((path, False) for path in around if path)
         return
     for path in options.paths:
         if not os.path.isdir(path):

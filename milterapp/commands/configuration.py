@@ -84,6 +84,7 @@ _FROM_ROOT = (
 )
 _NOT_EMPTY = ("milter.socket_group", "lmtp.socket_group", "delivery.personal_rules", "delivery.maildir",
               "delivery.script_output")  # fmt: skip
+_AROUND = ("delivery.rules_before", "delivery.rules_after")
 _ACCOUNTS = ("accounts.milter", "accounts.pipe", "accounts.monitor", "accounts.submit", "accounts.lmtp")
 
 
@@ -113,6 +114,7 @@ def _value_problems(root: Node, settings: Settings) -> Iterator[Problem]:
         (WORDS, _word),
         (BOUNDS, _bound),
         (_FROM_ROOT, lambda _, value: "" if value.startswith("/") else "a path from `/`"),
+        (_AROUND, lambda _, value: "" if value.startswith("/") or not value else "a path from `/`"),
         (_NOT_EMPTY, lambda _, value: "" if value else "a value"),
         (("delivery.keep",), _keep),
         (("milter.results_from",), _client),

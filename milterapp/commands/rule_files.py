@@ -18,7 +18,9 @@ from milterapp.commands.failure import Failure, cannot_read
 from milterapp.commands.scripts import NONE, Sources, beside
 from milterapp.delivery import linux
 from milterapp.delivery.agent import STATE
-from milterapp.delivery.rulefile import RuleFile, ScriptPlace, Unavailable, open_home, plain_programs
+from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.rulefile import ScriptPlace, Unavailable, open_home, plain_programs
+from milterapp.delivery.ruleset import Ruleset
 from milterapp.milter.site_rules import read_site_rules
 from milterapp.rules.beside import run_tests
 from milterapp.rules.load import load
@@ -87,10 +89,7 @@ def own(user: User, settings: Settings) -> Rules:
         with open_home(user.home, user.uid) as home:
             if home is None:
                 raise Failure(os.EX_NOINPUT, f"{user.name} has no home, so no rules; name a file with --rules")
-            file = RuleFile(
-                path, user.uid, settings.authserv_ids, _programs(settings),
-                flags_kept=settings.delivery.keep == "maildir",
-            )  # fmt: skip
+            file = Ruleset(AgentSettings.from_site(dataclasses.asdict(settings)), user.uid)
             loaded = file.load(home)
     except Unavailable as error:
         raise Failure(os.EX_NOINPUT, f"{shown}: cannot read: {error}") from error

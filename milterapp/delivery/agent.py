@@ -27,7 +27,8 @@ from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out
 from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
-from milterapp.delivery.rulefile import Loaded, RuleFile, Unavailable, open_home
+from milterapp.delivery.rulefile import Loaded, Unavailable, open_home
+from milterapp.delivery.ruleset import Ruleset
 from milterapp.delivery.scripts import RefusedError, Scripts
 from milterapp.delivery.stores import Maildir
 from milterapp.mail import findings
@@ -99,10 +100,7 @@ class Agent:
         self._home = home
         self._user = user
         self._limits = Limits(**settings.limits)
-        self._rules = RuleFile(
-            settings.personal_rules, os.geteuid(), settings.authserv_ids, settings.programs,
-            flags_kept=settings.keep == "maildir",
-        )  # fmt: skip
+        self._rules = Ruleset(settings, os.geteuid())
         self._journal: Journal | None = None
         self._journal_path = os.path.join(home, STATE, _JOURNAL)
         self._rates: Rates | None = None
@@ -162,14 +160,14 @@ class Agent:
             if text:
                 loaded, decision = None, record.from_text(text)
             else:
-                loaded = Loaded(None) if home is None else self._rules.load(home)
+                loaded = self._rules.load(home)
                 decision = self._decide(loaded, arrived, home)
                 self._tell(arrived, home, event)
             event.update(_explained(decision), retry=bool(text))
             if decision.verdict is Verdict.DEFER:
                 return Answer("defer", decision.could_not_tell or _deferral(decision))
             keep_here = self._settings.keep == "maildir"
-            ruleless = loaded is not None and loaded.policy is None and not loaded.problems
+            ruleless = loaded is not None and loaded.policy is loaded.site is None and not loaded.problems
             if home is None or (ruleless and not keep_here):
                 return _hand_back(arrived)
             now = int(time.time())
@@ -195,15 +193,16 @@ class Agent:
         """Return what the rules say; where there are none, or none that can be used, what the site says then."""
         keep = Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), problems=loaded.problems)
         self._scripts.begin()
-        if loaded.policy is None:
-            if loaded.problems:
-                self._scripts.told.append(notice.of_rules(loaded.problems))
-            if not loaded.problems or self._settings.broken_rules == "keep":
-                return keep
+        if loaded.broken:
+            self._scripts.told.append(notice.of_rules(loaded.problems))
+        policy = loaded.policy or loaded.site
+        if loaded.broken and self._settings.broken_rules != "keep":
             errors = [str(one) for one in loaded.problems if not one.warning]
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             text = f"the rules of the recipient cannot be used: {errors[0]}{more}"
             return Decision(Verdict.DEFER, problems=loaded.problems, could_not_tell=text)
+        if policy is None:
+            return keep
         mail = Mail(arrived.raw, self._limits)
         found = _findings(mail, arrived.key.queue_id)
         facts = Facts(
@@ -218,7 +217,7 @@ class Agent:
         )
         answers: dict[Need, Value] = {}
         try:
-            while isinstance(decision := decide(loaded.policy, facts, answers), Need):
+            while isinstance(decision := decide(policy, facts, answers), Need):
                 answers[decision] = self._answered(decision, loaded, arrived, home)
         except RefusedError as refused:
             return replace(keep, could_not_tell=str(refused))

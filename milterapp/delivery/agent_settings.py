@@ -18,7 +18,8 @@ __all__ = ["AgentSettings"]
 class AgentSettings:
     """The part of the site's settings that an agent needs (milterapp.yaml(5)).
 
-    personal_rules, maildir: below the home unless absolute. keep: as the site has it. broken_rules: defer or keep.
+    personal_rules, maildir: below the home unless absolute. rules_before, rules_after: the site's around them,
+    or "". keep: as the site has it. broken_rules: defer or keep.
     limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
     journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
     sandbox: the least level below which no script runs. script_recipients: of one message's sends and forwards;
@@ -28,6 +29,8 @@ class AgentSettings:
     """
 
     personal_rules: str = ".milterapp/rules.yaml"
+    rules_before: str = ""
+    rules_after: str = ""
     maildir: str = "Maildir"
     keep: str = "postfix"
     broken_rules: str = "defer"
@@ -63,7 +66,15 @@ class AgentSettings:
             programs=settings.get("programs", {}),
             **{
                 name: delivery[name]
-                for name in ("sandbox", "script_recipients", "script_folders", "script_messages", "script_output")
+                for name in (
+                    "rules_before",
+                    "rules_after",
+                    "sandbox",
+                    "script_recipients",
+                    "script_folders",
+                    "script_messages",
+                    "script_output",
+                )
             },
         )
 

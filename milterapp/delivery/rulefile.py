@@ -64,12 +64,13 @@ class UnsafeError(Exception):
 class Loaded:
     """What a user's rule file gave. policy None: no rule file (no problems), or one that cannot be used (problems).
 
-    scripts: the source of each script that the rules name, by that name.
+    scripts: the source of each script that the rules name, by that name. site: the site's rules around them, if any.
     """
 
     policy: Policy | None
     problems: tuple[Problem, ...] = ()
     scripts: Mapping[str, bytes] = field(default_factory=dict)
+    site: Policy | None = None
 
     @property
     def broken(self) -> bool:
@@ -126,18 +127,21 @@ class RuleFile:
         programs: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         flags_kept: bool = False,
+        scripts: bool = True,
     ) -> None:
         """Take the path as settings.personal_rules gives it: below the home, or absolute.
 
-        programs: the site's. flags_kept: `keep` files into the Maildir, where flags can be carried.
+        programs: the site's. flags_kept: `keep` files into the Maildir, where flags can be carried. scripts: whether
+        the rules may have some.
         """
         self._flags_kept = flags_kept
         self._uid = uid
+        self._can = _CAN if scripts else _CAN - {"script"}
         self._programs = programs or {}
         self._authserv_ids = tuple(authserv_ids)
         self._absolute = path.startswith("/")
         *self._folders, self._name = [name for name in path.split("/") if name not in ("", ".")]
-        self._shown = path if self._absolute else f"~/{path}"
+        self.shown = path if self._absolute else f"~/{path}"
         self._stamps: dict[str, Stamp] = {}
         self._loaded: Loaded | None = None
 
@@ -154,7 +158,7 @@ class RuleFile:
                     scripts: dict[str, bytes] = {}
                     policy, problems = load(
                         source,
-                        self._shown,
+                        self.shown,
                         site=False,
                         read_list=self._lists(folder),
                         read_script=self._scripts(folder, scripts),
@@ -162,7 +166,7 @@ class RuleFile:
                         programs=self._programs,
                         plain=plain_programs(self._programs),
                         flags_kept=self._flags_kept,
-                        can=_CAN,
+                        can=self._can,
                     )
                     loaded = Loaded(policy, problems, scripts)
         except FileNotFoundError:
@@ -171,7 +175,7 @@ class RuleFile:
             return self._unusable(str(error))
         except OSError as error:
             if error.errno in _TEMPORARY:
-                raise Unavailable(f"{self._shown}: {error.strerror}") from error
+                raise Unavailable(f"{self.shown}: {error.strerror}") from error
             return self._unusable(_LINKS.get(error.errno or 0) or f"cannot be opened: {error.strerror}")
         if loaded.policy is not None:
             self._loaded = loaded
@@ -213,7 +217,7 @@ class RuleFile:
             os.close(here)
 
     def _unusable(self, text: str) -> Loaded:
-        return Loaded(None, (Problem(Place(self._shown), text),))
+        return Loaded(None, (Problem(Place(self.shown), text),))
 
     @contextmanager
     def _folder(self, home: int) -> Iterator[tuple[int, str]]:

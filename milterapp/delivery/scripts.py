@@ -20,7 +20,8 @@ from functools import partial
 
 from milterapp.delivery import outputs, sandbox
 from milterapp.delivery.agent_settings import AgentSettings
-from milterapp.delivery.rulefile import Loaded, RuleFile, ScriptPlace, UnsafeError
+from milterapp.delivery.rulefile import Loaded, ScriptPlace, UnsafeError
+from milterapp.delivery.ruleset import Ruleset
 from milterapp.delivery.said import change_of, check_kept, question_of, said
 from milterapp.delivery.sandbox_warm import Warm
 from milterapp.mail.envelope import Envelope
@@ -190,7 +191,7 @@ def mails_of(decision: Decision) -> int:
 class Scripts:
     """The scripts of one user, for one message after the other. now: seconds since 1970."""
 
-    def __init__(self, settings: AgentSettings, state: str, rules: RuleFile, make_state: Callable[[int], None]) -> None:
+    def __init__(self, settings: AgentSettings, state: str, rules: Ruleset, make_state: Callable[[int], None]) -> None:
         self._settings = settings
         self._state = state  # the folder's path
         self._rules = rules

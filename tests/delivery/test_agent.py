@@ -152,7 +152,7 @@ def test_flag_beside_keep(person: Person, start: Start) -> None:
     assert path.name.endswith(".milterapp:2,S")
     submit = Submit()
     result = start().deliver(submit, queue_id="4B")
-    assert (result.status, submit.asked) == ("defer", [])
+    assert (result.status, submit.kinds) == ("defer", ["NOTICE"])
     assert "rules.yaml:4:9: `flag` beside `keep`" in result.text
 
 
