@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from milterapp.delivery.rulefile import RuleFile, Unavailable, open_home
+from tests.delivery.agent_process import Person
+from tests.delivery.inside import inside
 
 RULES = b"rules:\n  - name: all\n    then:\n      file: Lists\n"
 
@@ -87,6 +89,8 @@ UNSAFE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a socket": (lambda home: _replaced(home, lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK)), "no plain file"),
     "too long": (lambda home: _rules(home).write_bytes(b"#" * (1 << 20) + b"\n"), "larger than"),
+    "empty": (lambda home: _rules(home).write_bytes(b""), ""),
+    "all may write the folder": (lambda home: os.chmod(home / ".milterapp", 0o707), f"'.milterapp' {OPEN}"),
     "group may write the folder": (lambda home: os.chmod(home / ".milterapp", 0o770), f"'.milterapp' {OPEN}"),
     "foreign folder": (lambda home: os.chown(home / ".milterapp", 12345, 0), "'.milterapp' belongs to another user"),
     "folder a link": (lambda home: _folder_replaced(home, lambda path: path.symlink_to("x")), "no folder"),
@@ -126,6 +130,31 @@ def test_unsafe_or_broken_rules_are_a_problem_with_its_place(home: Path, descrip
     assert loaded.broken
     assert str(loaded.problems[0]).startswith("~/.milterapp/rules.yaml:")
     assert text in str(loaded.problems[0])
+
+
+@pytest.mark.parametrize("closed", [".milterapp/rules.yaml", ".milterapp"])
+@pytest.mark.root
+def test_rules_that_their_own_user_cannot_read_are_temporary(closed: str) -> None:
+    """A mode that keeps the user out is no answer to what the rules are: the mail waits."""
+    person = Person()
+    try:
+        person.write(RULES.decode())
+        (person.home / closed).chmod(0)
+
+        def run() -> str:
+            os.setgroups([])
+            os.setresgid(person.uid, person.uid, person.uid)
+            os.setresuid(person.uid, person.uid, person.uid)
+            with open_home(str(person.home), person.uid) as descriptor:
+                assert descriptor is not None
+                try:
+                    return str(RuleFile(".milterapp/rules.yaml", person.uid).load(descriptor))
+                except Unavailable as error:
+                    return f"temporary: {error}"
+
+        assert inside(run) == "temporary: ~/.milterapp/rules.yaml: Permission denied"
+    finally:
+        person.close()
 
 
 def test_the_rules_are_read_again_when_they_changed(home: Path, descriptor: int) -> None:
