@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from milterapp.delivery import door, linux, wire
+from milterapp.delivery import door, linux, threads, wire
 from milterapp.delivery.event import Log
 from milterapp.delivery.lmtp_session import Answer, Item, Session
 from milterapp.delivery.requests import ANSWER
@@ -78,7 +78,7 @@ class Service:
 
     def __init__(self, monitor: str, log: Log, *, connections: int) -> None:
         self._monitor, self._log = monitor, log
-        self._room = threading.BoundedSemaphore(connections)
+        self._room = threads.Room(connections)
         self._quiet = threading.Condition()
         self._messages = 0
         self._stopping = False
@@ -87,27 +87,27 @@ class Service:
         """Take connections until the listener is shut down; then wait for the messages under way."""
         threading.stack_size(_STACK)
         while True:
-            self._room.acquire()
+            place = self._room.place()
             try:
                 connection, _ = listener.accept()
             except OSError as error:
-                self._room.release()
+                del place
                 if error.errno not in _FULL:
                     break
                 self._log("error", "not listening", error=str(error))
                 time.sleep(1)
                 continue
             try:
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                threads.start(self._serve, connection, place)
             except RuntimeError as error:
                 self._log("error", "connection refused", error=str(error))
                 connection.close()
-                self._room.release()
+            del connection, place  # they are the thread's
         with self._quiet:
             self._stopping = True
             self._quiet.wait_for(lambda: self._messages == 0, timeout=_STOPPING)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, _place: threads.Place) -> None:
         try:
             with connection:
                 connection.settimeout(_IDLE)
@@ -116,8 +116,6 @@ class Service:
             self._log("warning", "connection closed", error=error.strerror or str(error))
         except Exception as error:  # noqa: BLE001 - a thread's edge: Postfix sees the end of the connection and defers
             self._log("error", "internal error", error=f"{type(error).__name__}: {error}")
-        finally:
-            self._room.release()
 
     def _busy(self, busy: bool) -> None:  # noqa: FBT001 - the session calls it with that one value
         with self._quiet:

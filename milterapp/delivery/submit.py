@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from milterapp import log
-from milterapp.delivery import door, linux, sealed, wire
+from milterapp.delivery import door, linux, sealed, threads, wire
 from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError, SubmitPolicy
 from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable
 from milterapp.delivery.smtp import AddressError, SmtpError
@@ -52,7 +52,7 @@ class Service:
         self._postman = postman
         self._monitor = monitor
         self._idle = idle
-        self._room = threading.BoundedSemaphore(_CONNECTIONS)
+        self._room = threads.Room(_CONNECTIONS)
         self._quiet = threading.Condition()
         self._requests = 0
         self._users: Counter[str] = Counter()
@@ -64,11 +64,11 @@ class Service:
         threading.stack_size(_STACK)
         swept = time.monotonic()
         while True:
-            self._room.acquire()
+            place = self._room.place()
             try:
                 connection, _ = listener.accept()
             except OSError as error:
-                self._room.release()
+                del place
                 if error.errno in (errno.EINVAL, errno.EBADF):  # the listener was shut down
                     break
                 self._log.error("no connection taken", reason=str(error))
@@ -78,11 +78,11 @@ class Service:
                 uid = wire.peer_uid(connection)
                 if uid != self._monitor:
                     raise wire.WireError(f"uid {uid} is not the monitor")
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                threads.start(self._serve, connection, place)
             except (wire.WireError, OSError, RuntimeError) as error:
                 self._log.error("connection refused", reason=str(error))
                 connection.close()
-                self._room.release()
+            del connection, place  # they are the thread's
             if time.monotonic() - swept > _SWEEP:
                 swept = time.monotonic()
                 self._sweep()
@@ -127,7 +127,7 @@ class Service:
         except StateError as error:
             self._log.error("state", reason=str(error))
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, _place: threads.Place) -> None:
         """Serve one connection: the envelope, then requests until its end."""
         try:
             with connection:
@@ -144,8 +144,6 @@ class Service:
             self._log.warning("connection closed", reason=str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - a thread's edge: the asker sees the end of the connection and defers
             self._log.error("internal error", reason=f"{type(error).__name__}: {error}")
-        finally:
-            self._room.release()
 
     def _converse(self, connection: socket.socket, first: wire.Datagram) -> None:
         message = first.descriptors[0]

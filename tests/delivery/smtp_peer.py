@@ -20,7 +20,7 @@ class Taken:
 
 @dataclass
 class SmtpPeer:
-    """Serves any number of sessions, one after the other.
+    """Serves any number of sessions at once.
 
     refuse: what to answer instead of taking a message; refuse_sender: what to answer to any sender but the null one.
     """
@@ -44,11 +44,14 @@ class SmtpPeer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection, connection.makefile("rwb", buffering=0) as lines:
-                try:
-                    self._session(lines)
-                except (OSError, ValueError):
-                    pass  # the client hung up
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rwb", buffering=0) as lines:
+            try:
+                self._session(lines)
+            except (OSError, ValueError):
+                pass  # the client hung up
 
     def _session(self, lines: socket.SocketIO) -> None:
         def say(text: str) -> None:

@@ -51,7 +51,11 @@ def run(case: Case, choose: Callable[[Sequence[Call]], Sequence[Fault]]) -> Ledg
     assert len(calls) > 50, f"{name}: {len(calls)} calls"
     ledger = Ledger(name, len(calls))
     for fault in choose(calls):
-        ledger.tried.append(tried(fault))
+        try:
+            ledger.tried.append(tried(fault))
+        except Exception as error:
+            error.add_note(f"{name}: {fault}")
+            raise
     return ledger
 
 

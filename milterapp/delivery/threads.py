@@ -1,0 +1,45 @@
+"""A thread for each connection of a service, and room for so many of them.
+
+Must never: wait for a thread to begin. `threading` does, and for ever where the new thread lacks the memory for its
+first step: the listener of the service would never take another connection.
+"""
+
+from __future__ import annotations
+
+import _thread
+import socket
+import threading
+from collections.abc import Callable
+
+__all__ = ["Place", "Room", "start"]
+
+
+class Place:
+    """One of the places in a room: held for as long as somebody refers to it."""
+
+    def __init__(self, free: threading.BoundedSemaphore) -> None:
+        self._free = free
+
+    def __del__(self) -> None:
+        self._free.release()
+
+
+class Room:
+    """Room for so many at once."""
+
+    def __init__(self, most: int) -> None:
+        self._free = threading.BoundedSemaphore(most)
+
+    def place(self) -> Place:
+        """Wait for a place, and take it."""
+        self._free.acquire()
+        return Place(self._free)
+
+
+def start(serve: Callable[[socket.socket, Place], None], connection: socket.socket, place: Place) -> None:
+    """Serve a connection in a thread of its own. Raises RuntimeError where there can be none.
+
+    Where the thread cannot begin after all, connection and place are given up, so the caller must not keep them: the
+    other end sees its connection end.
+    """
+    _thread.start_new_thread(serve, (connection, place))
