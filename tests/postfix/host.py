@@ -141,7 +141,7 @@ class Host:
 
     def revive(self) -> list[str]:
         """Start again each service whose process ended, and Postfix, as an init system would; return their names."""
-        ended = [name for name in SERVICES if name in self._services and self._services[name].poll() is not None]
+        ended = [name for name in (*SERVICES, "lmtp") if self._ended(name)]
         for name in ended:
             del self._services[name]
             self.start_service(name)
@@ -149,6 +149,9 @@ class Host:
             self.postfix("start")
             ended.append("postfix")
         return ended
+
+    def _ended(self, name: str) -> bool:
+        return name in self._services and self._services[name].poll() is not None
 
     def pids(self, role: str) -> list[int]:
         """Return the processes of a role (processes.ROLES), none where none runs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["ROLES", "children", "is_running", "master", "of_role"]
 
-# milter: the supervisor; client: what pipe(8) runs; the last five are Postfix's own.
+# milter: the supervisor; client: what pipe(8) runs; the last five are Postfix's own. `lmtp` is known too.
 ROLES = (
     "milter", "worker", "client", "monitor", "resolver", "zygote", "agent", "submit",
     "master", "qmgr", "local", "pipe", "cleanup",
@@ -33,7 +33,7 @@ def is_running(pid: int) -> bool:
 def of_role(role: str, services: Mapping[str, int]) -> list[int]:
     """Return the processes of a role. services: process ids by name."""
     match role:
-        case "milter" | "monitor" | "submit":
+        case "milter" | "monitor" | "submit" | "lmtp":
             found = [services.get(role, 0)]
         case "worker":
             found = children(services.get("milter", 0))

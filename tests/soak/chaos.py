@@ -1,6 +1,6 @@
 """Is mail lost or doubled through a real Postfix while everything is killed, stopped and filled up at random?
 
-    packaging/world .venv/bin/python -m tests.soak.chaos [--messages N] [--blows M] [--seed S]
+    packaging/world .venv/bin/python -m tests.soak.chaos [--messages N] [--blows M] [--seed S] [--door pipe|lmtp]
 
 Messages go in over SMTP, to people whose rules file, hand back, forward and refuse. Meanwhile every process of
 milterapp and of Postfix is killed again and again, Postfix is stopped and started, and one user's disk is full, then
@@ -60,7 +60,7 @@ SETTINGS = {
     "transport_retry_time": "1s",
     "ipc_timeout": "60s",
 }
-OURS = ("client", "worker", "milter", "monitor", "resolver", "zygote", "agent", "submit")
+OURS = ("client", "lmtp", "worker", "milter", "monitor", "resolver", "zygote", "agent", "submit")
 BLOWS = {**dict.fromkeys(OURS, 4), "one of Postfix's": 12, "master": 1, "postfix stop": 1, "disk": 5}
 _AHEAD = 4  # blows that messages may be ahead of: so they pile up, and are not over before the blows come
 _LARGEST = 40_000  # bytes of a message, before base64
@@ -129,6 +129,7 @@ class Blows:
             found = _postfix() if blow == "one of Postfix's" else self._site.pids(blow)
             if found or time.monotonic() > until:
                 return found
+            time.sleep(0.01)
 
 
 def revive(site: Site) -> None:
@@ -259,6 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Mail through a Postfix under blows.")
     parser.add_argument("--messages", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--door", choices=("pipe", "lmtp"), default="pipe")
     parser.add_argument("--blows", type=int, default=500)
     options = parser.parse_args()
     if not in_world():
@@ -269,8 +271,13 @@ def main() -> int:
         site.install()
         site.attach()
         site.start()
+        if options.door == "lmtp":
+            site.start_service("lmtp")
+            site.milterapp("setup", "--apply", "--door", "lmtp", check=True)
+            site.postfix("reload")
         ledger, blows = soak(site, options.messages, options.blows, options.seed)
     finally:
+        site.stop_service("lmtp")
         site.stop()
     print(f"blows: {blows.total()}: {', '.join(f'{count} {name}' for name, count in sorted(blows.items()))}")
     print(*ledger.lines(), *ledger.defects[:50], f"{time.monotonic() - begun:.0f} s", sep="\n")
