@@ -51,7 +51,8 @@ class MilterSettings:
 class DeliverySettings:
     """Delivery for each recipient. min_uid, min_gid: the floors; gids: primary groups allowed below min_gid.
 
-    broken_rules: defer or keep. agents: how many at once; idle: how long a warm one waits; deadline: one message;
+    broken_rules: defer or keep. reject: whom a personal reject may be told: always, likely, proven or never.
+    agents: how many at once; idle: how long a warm one waits; deadline: one message;
     wait: how long a delivery waits for a free agent before it is deferred. maildir: below home, for `file`.
     keep: what `keep` means: postfix, maildir, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`. sandbox: the least level
     (full, good, basic) at which a user's scripts run. script_recipients: whom one message may make a script send to;
@@ -70,6 +71,7 @@ class DeliverySettings:
     gids: tuple[int, ...] = ()
     recipient_delimiter: str = "+"
     broken_rules: str = "defer"
+    reject: str = "likely"
     agents: int = 20
     idle: float = 60.0
     deadline: float = 120.0

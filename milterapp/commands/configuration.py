@@ -14,7 +14,7 @@ from typing import Any
 
 from milterapp.commands.failure import Failure
 from milterapp.commands.site_file import DEFAULT, bounded, open_file
-from milterapp.delivery import smtp
+from milterapp.delivery import refusals, smtp
 from milterapp.mail.limits import Limits
 from milterapp.milter.entry import Trust
 from milterapp.rules.document import decode, parse
@@ -30,6 +30,7 @@ _IDS = (1, 2**32 - 3)  # 0 is root, and 2**32 - 1 means "leave it" to setresuid(
 WORDS: dict[str, tuple[str, ...]] = {
     "milter.on_error": ("accept", "defer"),
     "delivery.broken_rules": ("defer", "keep"),
+    "delivery.reject": refusals.WORDS,
     "delivery.sandbox": ("full", "good", "basic"),
     "submit.forward_sender": ("envelope", "recipient"),
     "log": ("logfmt", "json"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from milterapp.commands.scripts import NONE, Sources
-from milterapp.delivery import replies
+from milterapp.delivery import refusals, replies
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import SECOND_VACATION
 from milterapp.delivery.programs import Programs
@@ -86,6 +86,7 @@ def personal(
         return Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), could_not_tell=str(below))
     if decision.could_not_tell:
         return _unusable(decision, settings)
+    decision = refusals.answered(decision, mail, envelope, settings.delivery.reject, settings.authserv_ids)
     deliveries: list[Delivery] = []
     away = False
     for one in decision.deliveries:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
-from milterapp.delivery import filtered, notice, record, sealed, wire
+from milterapp.delivery import filtered, notice, record, refusals, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out
 from milterapp.delivery.filtered import Filtered
@@ -222,7 +222,8 @@ class Agent:
         except RefusedError as refused:
             return replace(keep, could_not_tell=str(refused))
         if not decision.could_not_tell:
-            return decision
+            own = self._settings
+            return refusals.answered(decision, mail, arrived.envelope, own.reject, own.authserv_ids)
         if (decision.on_error or self._settings.broken_rules) == "keep":
             return replace(keep, matched=decision.matched, could_not_tell=decision.could_not_tell)
         return replace(decision, verdict=Verdict.DEFER, deliveries=())

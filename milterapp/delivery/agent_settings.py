@@ -19,7 +19,8 @@ class AgentSettings:
     """The part of the site's settings that an agent needs (milterapp.yaml(5)).
 
     personal_rules, maildir: below the home unless absolute. rules_before, rules_after: the site's around them,
-    or "". keep: as the site has it. broken_rules: defer or keep.
+    or "". keep: as the site has it. broken_rules: defer or keep. reject: of
+    refusals.WORDS.
     limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
     journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
     sandbox: the least level below which no script runs. script_recipients: of one message's sends and forwards;
@@ -34,6 +35,7 @@ class AgentSettings:
     maildir: str = "Maildir"
     keep: str = "postfix"
     broken_rules: str = "defer"
+    reject: str = "likely"
     delimiter: str = "+"
     limits: Mapping[str, int] = field(default_factory=dict)
     deadline: float = 120.0
@@ -59,6 +61,7 @@ class AgentSettings:
             maildir=delivery["maildir"],
             keep=delivery["keep"],
             broken_rules=delivery["broken_rules"],
+            reject=delivery["reject"],
             delimiter=delivery["recipient_delimiter"],
             limits=dict(settings["limits"]),
             deadline=delivery["deadline"],

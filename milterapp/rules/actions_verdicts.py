@@ -69,8 +69,9 @@ def ascii_line(text: str) -> str:
 
 class Reject(Refusal):
     """Refuse the message for good: `reject: 5.7.1 No advertisements here`. The text may begin with a status
-    (`5.7.1`) or with code and status (`550 5.7.1`); `reject` alone says 550 5.7.1. In a personal rule Postfix tells
-    the sender, with the text. It is one line of ASCII.
+    (`5.7.1`) or with code and status (`550 5.7.1`); `reject` alone says 550 5.7.1. It is one line of ASCII. In a
+    personal rule Postfix tells the sender, with the text (RFC 5429); where the sender is likely forged, or the site
+    says so (`delivery.reject`), the message is kept instead.
     """
 
     word = "reject"

@@ -211,6 +211,24 @@ def test_no_vacation_with_a_reject(person: Person, start: Start) -> None:
     assert submit.asked == []
 
 
+FORGED = b"Authentication-Results: mx.x.org; spf=fail smtp.mailfrom=ann@example.org\n" + MESSAGE
+
+
+def test_a_refusal_of_what_was_forged_is_a_keep(person: Person, start: Start) -> None:
+    """Where the sender is likely forged, a reject is no notice: the message is kept, once, and the event says why."""
+    copied = "rules:\n  - name: all\n    then:\n      - file: {folder: All, copy: true}\n      - vacation: Away\n"
+    person.write(copied + REJECT.partition("rules:\n")[2])
+    submit, agent = Submit(), start(authserv_ids=("mx.x.org",))
+    results = [agent.deliver(submit, FORGED) for _ in range(2)]
+    assert [one.status for one in results] == ["ok", "ok"]
+    assert (submit.kinds, len(person.mail("Maildir/.All"))) == (["KEEP"], 1)
+    assert results[0].event["log"] == [
+        "kept, not rejected (5.7.1 I do not read advertisements): the envelope sender is likely forged (spf=fail)"
+    ]
+    assert agent.deliver(Submit(), MESSAGE, queue_id="4B").status == "reject"
+    assert start(authserv_ids=("mx.x.org",), reject="always").deliver(submit, FORGED, queue_id="4C").status == "reject"
+
+
 def test_no_log_without_one(person: Person, start: Start) -> None:
     """Rules that log nothing leave no such word in the event."""
     person.write(FILE)
