@@ -178,6 +178,7 @@ class Agent:
                 text = text or record.to_text(decision)
                 self._scripts.commit(home, arrived.key.word, text, decision, arrived.envelope, arrived.raw, now)
                 prepared = journal.prepare(arrived.key, text, now)
+                self._scripts.journalled(arrived.key.word)
                 decision = decision if prepared.fresh else record.from_text(prepared.record)
             if refused := self._scripts.write(home, decision):
                 event["outputs"] = refused

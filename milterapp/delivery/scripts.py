@@ -41,6 +41,8 @@ MEMORY = "scripts.sqlite"  # below the state folder, as the lock is
 _LOCK = "scripts.lock"
 _MOST_KEYS = 100_000
 _DAY = 86400
+_MOST_STATES = 50  # of one sender that a script is given beforehand
+_LET_GO = 20  # records that the journal has too are let go together
 _LONGEST_WARM = 1 << 20  # bytes of a message that is given to a process which stays
 _OURS = frozenset({"set-up"})  # reasons of a SandboxError that are no fault of a script's
 
@@ -221,14 +223,16 @@ class Scripts:
         if source is None:
             return Failed(f"{script}: it was not read with the rules")
         digest = hashlib.sha256(source).digest()
-        job = Job(
-            source, os.path.basename(script), raw, envelope, self._limits, self._plan_limits, digest in self._good
-        )  # fmt: skip
+        sender, checked = _sender(envelope), digest in self._good
         try:
             self._hold(home)
             with self._rules.script_place(home, script) as place:
-                kept = memory_of(self._memory(home), script, _sender(envelope))
-                found = run_script(job, script, place, kept, self._runner)
+                kept = self._memory(home)
+                states = {} if kept is None else kept.states(script, sender, _MOST_STATES)
+                job = Job(
+                    source, os.path.basename(script), raw, envelope, self._limits, self._plan_limits, checked, states
+                )  # fmt: skip
+                found = run_script(job, script, place, memory_of(kept, script, sender), self._runner)
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
         if isinstance(found, Told):
@@ -268,8 +272,13 @@ class Scripts:
         assert kept is not None  # noqa: S101 - it was to be made
         about = decision.message.encode("latin-1") or raw
         changes = [change_of(one, self._plan_limits, envelope, about, now) for one in decision.scripts]
-        kept.commit(message, record, changes, mails=mails, now=now, known=tuple(self._known))
-        self._known = {message}
+        known = tuple(self._known) if len(self._known) >= _LET_GO else ()
+        kept.commit(message, record, changes, mails=mails, now=now, known=known)
+        self._known -= set(known)
+
+    def journalled(self, message: str) -> None:
+        """Know that the journal has the record too, so that it need not be kept beside the changes."""
+        self._known.add(message)
 
     def write(self, home: int, decision: Decision) -> list[str]:
         """Write every file that scripts asked for; return what could not be written and never will be.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import linecache
 import os
 import sys
@@ -52,7 +53,7 @@ def load(source: bytes, file: str, *, checked: bool = False) -> tuple[Script | N
     """
     try:
         tree = None if checked else ast.parse(source, file)
-        code = compile(source if tree is None else tree, file, "exec", dont_inherit=True)
+        code = _compiled(source, file) if tree is None else compile(tree, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         place = Place(file, error.lineno or 1, error.offset or 1)
         return None, (Problem(place, f"no Python: {error.msg}"),)
@@ -68,6 +69,12 @@ def load(source: bytes, file: str, *, checked: bool = False) -> tuple[Script | N
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a script may raise anything, and its author is told
         return None, (Problem(Place(file, _line(error, file)), _said(error)),)
     return _assemble(module, tree, file)
+
+
+@functools.lru_cache(1)
+def _compiled(source: bytes, file: str) -> types.CodeType:
+    """Return the code of a script, once for the messages that one process does; running it makes all names anew."""
+    return compile(source, file, "exec", dont_inherit=True)
 
 
 def _assemble(

@@ -5,9 +5,8 @@ Must never: carry anything out, or give a plan of a script that raised: then not
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +29,8 @@ __all__ = ["Job", "examine", "run", "serve", "to_bytes", "work"]
 class Job:
     """One message for one script. source: the script as it was read; file: what its author knows it by.
 
-    checked: this very source has been loaded before without problems, so they are not looked for again.
+    checked: this very source has been loaded before without problems, so they are not looked for again. states: all
+    those of the sender, by captures, so that none is asked for; None where they are not given.
     """
 
     source: bytes
@@ -40,6 +40,7 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     plan_limits: PlanLimits = DEFAULT
     checked: bool = False
+    states: Mapping[tuple[str, ...], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +55,29 @@ class _Call:
 
 def to_bytes(job: Job) -> bytes:
     """Return a job as a script process that stays is given it: one line of JSON, the script, the message."""
-    envelope, limits = dataclasses.asdict(job.envelope), dataclasses.asdict(job.limits)
-    said = [job.file, len(job.source), job.checked, envelope, limits, dataclasses.asdict(job.plan_limits)]
+    values = [
+        [getattr(one, name) for name in type(one).__slots__] for one in (job.envelope, job.limits, job.plan_limits)
+    ]  # fmt: skip  # by their order: both ends are this very code
+    states = None if job.states is None else [[list(per), state] for per, state in job.states.items()]
+    said = [job.file, len(job.source), job.checked, states, *values]
     return json.dumps(said, ensure_ascii=True).encode("ascii") + b"\n" + job.source + job.raw
 
 
 def serve(data: bytes, ask: Callable[[bytes], bytes]) -> bytes:
     """Do what `work` does, with a job that to_bytes wrote. The script is loaded anew for each."""
     line, _, rest = data.partition(b"\n")
-    file, length, checked, envelope, limits, plan_limits = json.loads(line)
-    envelope["recipients"] = tuple(envelope["recipients"])
+    file, length, checked, states, envelope, limits, plan_limits = json.loads(line)
+    envelope = [tuple(one) if isinstance(one, list) else one for one in envelope]
     job = Job(
-        rest[:length], file, rest[length:], Envelope(**envelope), Limits(**limits), PlanLimits(**plan_limits), checked
+        rest[:length], file, rest[length:], Envelope(*envelope), Limits(*limits), PlanLimits(*plan_limits), checked,
+        None if states is None else {tuple(per): state for per, state in states},
     )  # fmt: skip
-    return encode(run(job, Asked(ask)))
+    return encode(run(job, Asked(ask, job.states)))
 
 
 def work(job: Job) -> Callable[[Callable[[bytes], bytes]], bytes]:
     """Return what a script process does with a job: its result as bytes, its memory asked for from the parent."""
-    return lambda ask: encode(run(job, Asked(ask)))
+    return lambda ask: encode(run(job, Asked(ask, job.states)))
 
 
 def examine(source: bytes, file: str) -> bytes:

@@ -98,6 +98,15 @@ class Conversations:
             ).fetchone()
         return "" if row is None else str(row[0])
 
+    def states(self, script: str, sender: str, most: int) -> dict[tuple[str, ...], str] | None:
+        """Return all states of a sender by their captures, None where they are more than so many."""
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                "SELECT per, state FROM states WHERE script = ? AND sender = ? LIMIT ?",
+                (script, sender.lower(), most + 1),
+            ).fetchall()
+        return {tuple(json.loads(per)): str(state) for per, state in rows} if len(rows) <= most else None
+
     def value(self, script: str, key: str) -> str | None:
         """Return what is stored under a key, None for nothing."""
         with self.database.reading() as connection:

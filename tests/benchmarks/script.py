@@ -3,14 +3,14 @@
 One 4 KB message from another sender each time. `rule` files it by a condition on its subject; `script` has three routes
 and a state for each sender, asks for that state, changes it and files the message; `plain` is a script of one line, so
 what lies between the two is routes and state. `10,000 states` is `script` with so many senders remembered beforehand.
-CPU time of the agent and the script processes it forks, sandbox included, and wall time; candidates take turns.
+CPU time of the agent and the script processes it forks, sandbox included; candidates take turns. Wall time is shown
+beside it, and is as good as the machine is idle.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import sys
 import time
@@ -76,7 +76,6 @@ class Candidate:
 
     def turn(self, raw: bytes, count: int) -> None:
         """Handle so many messages with one agent, after a first one that is not counted."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         agent, submit = AgentProcess(self.person), Submit()
         self._deliver(agent, submit, raw)
         begun = time.monotonic()
@@ -86,7 +85,6 @@ class Candidate:
         self.wall.append((time.monotonic() - begun) / count)
         self.cpu.append((_cpu_of(agent.pid) - used) / count)
         assert agent.close() == 0
-        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime >= before.ru_utime
 
     def _deliver(self, agent: AgentProcess, submit: Submit, raw: bytes) -> None:
         self.number += 1
@@ -104,10 +102,12 @@ class Candidate:
 
 
 def _cpu_of(pid: int) -> float:
-    """Return the CPU seconds of a process and the children that it has waited for."""
+    """Return the CPU seconds of a process and its children, those that live and those that it has waited for."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as file:
         fields = file.read().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        children = [int(one) for one in file.read().split()]
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_of, children))
 
 
 def measure(count: int, rounds: int) -> dict[str, tuple[float, float]]:
@@ -132,7 +132,7 @@ def measure(count: int, rounds: int) -> dict[str, tuple[float, float]]:
 def main() -> int:
     """Print the table; return 1 where a script costs more than it may."""
     parser = argparse.ArgumentParser(description="What a rule's script costs.")
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--count", type=int, default=300)  # the kernel counts CPU in steps of 10 ms
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     found = measure(given.count, given.rounds)
@@ -142,8 +142,8 @@ def main() -> int:
         for name, (cpu, wall) in found.items()
     ]
     print(render(["", "CPU, ms", "of a rule", "wall, ms", "of a rule"], rows))
-    times = found["script"][1] / base[1]
-    many = found["10,000 states"][1] / found["10 states"][1]
+    times = found["script"][0] / base[0]
+    many = found["10,000 states"][0] / found["10 states"][0]
     print(f"script: {times:.2f} times a rule's delivery (at most {TIMES:g}); 10,000 states: {many:.2f} times 10")
     return 0 if times <= TIMES else 1
 

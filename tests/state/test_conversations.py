@@ -43,6 +43,15 @@ def test_everything_of_a_message_at_once(kept: Conversations) -> None:
     assert kept.committed("m1") == "{}"
 
 
+def test_all_states_of_a_sender(kept: Conversations) -> None:
+    """They are given together, unless they are many."""
+    changes = [Change("a.py", SENDER, (f"l{at}",), "MEMBER") for at in range(3)]
+    commit(kept, "m1", *changes, Change("a.py", "x@y", state="MEMBER"), Change("b.py", SENDER, state="MEMBER"))
+    assert kept.states("a.py", SENDER.upper(), 3) == {(f"l{at}",): "MEMBER" for at in range(3)}
+    assert kept.states("a.py", SENDER, 2) is None
+    assert kept.states("a.py", "nobody@y", 2) == {}
+
+
 def test_a_message_changes_once(kept: Conversations) -> None:
     """What comes again under the same message changes nothing, whatever it says."""
     commit(kept, "m1", Change("a.py", stores=(("k", False, "1"),), outputs=(("p", "1"),)))
@@ -137,6 +146,7 @@ def test_what_is_asked_has_an_index(kept: Conversations) -> None:
     connection = kept.database._connection
     connection.set_trace_callback(statements.append)
     kept.state("a.py", SENDER, ("dev",))
+    kept.states("a.py", SENDER, 9)
     kept.value("a.py", "k")
     kept.keys("a.py", "k", 10)
     kept.mails_since(5)
@@ -144,7 +154,7 @@ def test_what_is_asked_has_an_index(kept: Conversations) -> None:
     kept.question("a.py", "d", 5)
     connection.set_trace_callback(None)
     plans = [" ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")) for one in statements]
-    assert len(plans) == 6
+    assert len(plans) == 7
     assert all(plan.startswith("SEARCH") for plan in plans), plans
 
 
