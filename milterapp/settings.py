@@ -118,8 +118,8 @@ class Program:
     """A program that personal rules may start. run: its path from `/` and its first arguments.
 
     options: rules may give arguments that begin with `-`. time: seconds for one run, and its processor seconds; memory:
-    bytes of each of its processes; output: bytes that it may write; processes: how many at once. write: folders from
-    `/` that it may write below, beside the home. network: it may make sockets other than unix-domain ones.
+    bytes of each of its processes; output: bytes that it may write; processes: how many at once. read, write: folders
+    from `/` that it may read and write below, beside the home. network: it may make sockets beyond unix-domain ones.
     """
 
     run: tuple[str, ...]
@@ -128,6 +128,7 @@ class Program:
     memory: int = 512 << 20
     output: int = 64 << 20
     processes: int = 32
+    read: tuple[str, ...] = ("/",)
     write: tuple[str, ...] = ()
     network: bool = False
 

@@ -145,9 +145,10 @@ def _program_problems(root: Node, settings: Settings) -> Iterator[Problem]:
             yield Problem(places["run"], f"found {path!r}, expected the program's path from `/`, then its arguments")
         elif sum(len(os.fsencode(one)) for one in made.run) > _LONGEST_RUN or any("\0" in one for one in made.run):
             yield Problem(places["run"], f"more than {_LONGEST_RUN} bytes, or a NUL")
-        for folder in made.write:
-            if not folder.startswith("/") or ".." in folder.split("/"):
-                yield Problem(places["write"], f"found {folder!r}, expected a path from `/`")
+        for key in ("read", "write"):
+            for folder in getattr(made, key):
+                if not folder.startswith("/") or ".." in folder.split("/"):
+                    yield Problem(places[key], f"found {folder!r}, expected a path from `/`")
         for key, (least, most) in PROGRAM_BOUNDS.items():
             value = getattr(made, key)
             if not least <= value <= most:

@@ -19,8 +19,7 @@ class AgentSettings:
     """The part of the site's settings that an agent needs (milterapp.yaml(5)).
 
     personal_rules, maildir: below the home unless absolute. rules_before, rules_after: the site's around them,
-    or "". keep: as the site has it. broken_rules: defer or keep. reject: of
-    refusals.WORDS.
+    or "". keep: as the site has it. broken_rules: defer or keep. reject: of refusals.WORDS.
     limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
     journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
     sandbox: the least level below which no script runs. script_recipients: of one message's sends and forwards;

@@ -61,6 +61,7 @@ class Bounds:
     memory: int
     output: int
     processes: int
+    read: Sequence[str]
     write: Sequence[str]
     network: bool
 
@@ -233,7 +234,7 @@ class _Run:
             _die_first()
             os.chdir(self._home)
             landlock.restrict(
-                (), executable=("/",), writable=(self._home, *bounds.write, *_DEVICES), tcp=bounds.network
+                (), executable=bounds.read, writable=(self._home, *bounds.write, *_DEVICES), tcp=bounds.network
             )
             seccomp.install(seccomp.program((runner, self._agent), network=bounds.network))
             linux.limit({

@@ -14,7 +14,7 @@ import pytest
 
 from milterapp.commands import configuration, handover, site_file
 from milterapp.commands.failure import Failure
-from milterapp.settings import Settings
+from milterapp.settings import Program, Settings
 
 SET: dict[str, tuple[str, str, Any]] = {
     "word": ("log: json", "log", "json"),
@@ -35,6 +35,11 @@ SET: dict[str, tuple[str, str, Any]] = {
     ),
     "transports": ("milter:\n  transports: ['smtp:[a.example]:25']", "milter.transports", ("smtp:[a.example]:25",)),
     "comments-only": ("# log: json\n", "log", "logfmt"),
+    "program": (
+        "programs:\n  scan: {run: [/bin/scan, -q], time: 5 seconds, memory: 100 MiB, write: /tmp, options: yes}",
+        "programs",
+        {"scan": Program(("/bin/scan", "-q"), options=True, time=5.0, memory=100 << 20, write=("/tmp",))},
+    ),
 }
 
 
@@ -77,6 +82,23 @@ WRONG = {
     ),
     "no-transport": ("milter:\n  transports: [slow]", "m.yaml:2:15: found 'slow', expected TRANSPORT:NEXTHOP"),
     "syntax-in-transport": ("milter:\n  transports: ['slow:{$x}']", "m.yaml:2:15: found 'slow:{$x}', expected"),
+    "program-name": ("programs:\n  a/b: {run: /x}", "m.yaml:2:3: found 'a/b', expected a name of letters, digits"),
+    "program-nothing": ("programs:\n  a: {time: 5}", "m.yaml:2:6: the key 'run' is missing"),
+    "program-relative": (
+        "programs:\n  a: {run: [cat, x]}",
+        "m.yaml:2:12: found 'cat', expected the program's path from",
+    ),
+    "program-above": ("programs:\n  a: {run: /x/../y}", "m.yaml:2:12: found '/x/../y', expected the program's path"),
+    "program-long": (f"programs:\n  a: {{run: [/x, {'y' * 4096}]}}", "m.yaml:2:12: more than 4096 bytes"),
+    "program-folder": ("programs:\n  a: {run: /x, write: [tmp]}", "m.yaml:2:23: found 'tmp', expected a path from `/`"),
+    "program-time": ("programs:\n  a: {run: /x, time: 0}", "m.yaml:2:22: found 0.0, expected 1 to 3600"),
+    "program-deadline": (
+        "programs:\n  a: {run: /x, time: 90}\ndelivery:\n  deadline: 80",
+        "m.yaml:2:22: 90 seconds, expected less than `delivery.deadline`",
+    ),
+    "program-memory": ("programs:\n  a: {run: /x, memory: 1 MB}", "m.yaml:2:24: found 1000000, expected 67108864 to"),
+    "program-key": ("programs:\n  a: {run: /x, tme: 5}", "m.yaml:2:16: unknown key 'tme', did you mean 'time'?"),
+    "reject-word": ("delivery:\n  reject: maybe", "m.yaml:2:11: found 'maybe', expected always or likely or proven or"),
     "no-mapping": ("- log", "m.yaml:1:1: found a list, expected a mapping"),
     "no-yaml": ("log: 'json", "m.yaml:1:"),
     "not-text": ("log: \udcff", "m.yaml:1:6: byte 0xff, expected UTF-8 text"),
@@ -104,6 +126,8 @@ def test_every_number_has_bounds_and_every_word_its_choice() -> None:
         if field.type not in ("str", "tuple[str, ...]")
     }
     assert numbers == set(configuration.BOUNDS)
+    bounded = {field.name for field in dataclasses.fields(Program) if field.type in ("int", "float")}
+    assert bounded == set(configuration.PROGRAM_BOUNDS)
 
 
 @pytest.fixture

@@ -355,6 +355,19 @@ def test_the_sandbox(person: Person, start: Start, act: str, want: str) -> None:
     assert ran.output.decode().strip() == want, ran
 
 
+@confined
+def test_what_it_may_read(person: Person, start: Start) -> None:
+    """Where the site names folders to read, a program reads those and its home, and nothing else."""
+    person.write("mine", "there")
+    system = ("/usr", "/bin", "/lib", "/lib64")
+    one = start(sh("cat there; cat /etc/passwd", read=system), all=sh("cat /etc/passwd >/dev/null"))
+    ran = one.run(wanted=True)
+    assert (ran.output, ran.status) == (b"", 1)
+    assert "Permission denied" in ran.said
+    assert start(sh("cat there", read=system)).run(wanted=True).output == b"mine"
+    assert one.run("all").done
+
+
 def test_the_network_where_the_site_allows_it(start: Start) -> None:
     """A program that needs it may have it."""
     listening = socket.create_server(("127.0.0.1", 0))
