@@ -95,6 +95,39 @@ def test_a_forward_is_kept(site: Site) -> None:
     assert (subjects(inbox("alice")), site.elsewhere()) == (["to be forwarded"], [])
 
 
+COUNTING = """
+from milterapp.script import store
+
+def main(mail):
+    store["count"] = store.get("count", 0) + 1
+    mail.send(to="alice@home.example", subject="x", text="x")
+    mail.file(f"Box{store['count']}")
+"""
+
+
+def test_a_script_runs_and_sends_nothing(site: Site) -> None:
+    """Several messages at once: each finds what the one before stored. What it sends is refused, as a forward is."""
+    site.rules("alice", "rules:\n  - name: it\n    then:\n      script: box/box.py\n")
+    site.script("alice", "box/box.py", COUNTING)
+    for number in range(4):
+        site.send(message(str(number)))
+    site.settle()
+    assert sorted(site.folders("alice")) == ["Box1", "Box2", "Box3", "Box4"]
+    assert site.elsewhere() == []
+
+
+def test_the_author_of_a_script_that_fails_is_told(site: Site) -> None:
+    """The notice lies in the Maildir, once, and the message waits until the script is mended."""
+    site.rules("alice", "rules:\n  - name: it\n    then:\n      script: box/box.py\n")
+    site.script("alice", "box/box.py", "def main(mail): raise ValueError('no')\n")
+    answer = site.send(message("waiting"))
+    site.deferred(answer.queue_id, times=2)
+    assert subjects(inbox("alice")) == ["Your script box/box.py failed"]
+    site.script("alice", "box/box.py", COUNTING)
+    site.settle()
+    assert subjects(site.folders("alice")["Box1"]) == ["waiting"]
+
+
 def test_where_postfix_keeps_the_mail_waits(site: Site) -> None:
     """With `keep: postfix` it is deferred, and the reason names the remedy."""
     CONFIGURATION.unlink()
