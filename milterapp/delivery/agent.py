@@ -330,7 +330,7 @@ def _hand_back(arrived: _Arrived) -> Answer:
 
 
 def _deferral(decision: Decision) -> str:
-    return decision.reply.text if decision.reply is not None else "deferred by a rule of its recipient"
+    return decision.reply.line if decision.reply is not None else "deferred by a rule of its recipient"
 
 
 def _place(error: Exception) -> str:

@@ -302,4 +302,4 @@ def rejection(reply: Reply | None) -> str:
     if reply is None:
         return "5.7.1 Message refused by its recipient"
     status = reply.status if reply.status.startswith("5.") else "5.7.1"
-    return printable(f"{status} {reply.text}", 500)
+    return printable(f"{status} {reply.line}", 500)

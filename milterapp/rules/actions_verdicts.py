@@ -57,7 +57,8 @@ class Refusal(Action):
         """Refuse with the reply."""
         assert self.verdict is not None  # noqa: S101 - Reject and Defer have one
         default = REPLIES[self.verdict]
-        text = one_line(self.text.fill(given.fill, ascii_line))[:480] if self.text else ""
+        lines = self.text.fill(given.fill, ascii_line).split("\n") if self.text else []  # a value never has two
+        text = "\n".join(one_line(line)[:480] for line in lines)
         outcome.verdict, outcome.ended = self.verdict, True
         outcome.reply = Reply(self.code or default.code, self.status or default.status, text or default.text)
 
@@ -69,9 +70,10 @@ def ascii_line(text: str) -> str:
 
 class Reject(Refusal):
     """Refuse the message for good: `reject: 5.7.1 No advertisements here`. The text may begin with a status
-    (`5.7.1`) or with code and status (`550 5.7.1`); `reject` alone says 550 5.7.1. It is one line of ASCII. In a
-    personal rule Postfix tells the sender, with the text (RFC 5429); where the sender is likely forged, or the site
-    says so (`delivery.reject`), the message is kept instead.
+    (`5.7.1`) or with code and status (`550 5.7.1`); `reject` alone says 550 5.7.1. It is ASCII; of several lines (a
+    block: `reject: |`) the client hears each. In a personal rule Postfix tells the sender, with the text as one line
+    (RFC 5429); where the sender is likely forged, or the site says so (`delivery.reject`), the message is kept
+    instead.
     """
 
     word = "reject"

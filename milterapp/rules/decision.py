@@ -52,14 +52,19 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """SMTP reply code, enhanced status (RFC 3463) and one line of text."""
+    """SMTP reply code, enhanced status (RFC 3463) and text; where that has several lines, LF stands between them."""
 
     code: int
     status: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.code} {self.status} {self.text}"
+        return f"{self.code} {self.status} {self.line}"
+
+    @property
+    def line(self) -> str:
+        """The text as one line, for where no more than one can go."""
+        return self.text.replace("\n", " ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ from milterapp.rules.which import TEXT, WhichAttachments, WhichFields, picker
 __all__ = ["HOOKS", "read_actions"]
 
 MAX_TEXT = 400
+MAX_LINES = 20  # of a reply
 MAX_VALUE = 900
 MAX_POINTS = 1_000_000
 _NOT_BESIDE_A_SCRIPT = (FileInto, ForwardTo, ReplyWith, VacationReply, PipeTo)
@@ -276,8 +277,11 @@ HOOKS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _one_line(text: Template | None, what: str, *, ascii_only: bool = False) -> Template | None:
-    """Return the text without the line end that a block gives it; raise ValueError where it is not one line."""
+def _one_line(text: Template | None, what: str, *, reply: bool = False) -> Template | None:
+    """Return the text without the line end that a block gives it; raise ValueError where it is not one line.
+
+    reply: several lines will do, but they must be ASCII.
+    """
     if text is None:
         return None
     parts = list(text.parts)
@@ -285,9 +289,12 @@ def _one_line(text: Template | None, what: str, *, ascii_only: bool = False) -> 
         parts[-1] = parts[-1].rstrip("\n")
     for part in parts:
         if isinstance(part, str):
-            if not part.isprintable():
-                raise ValueError(f"{what} of several lines or with control characters, expected one line of text")
-            if ascii_only and not part.isascii():
+            if not (part.replace("\n", "") if reply else part).isprintable():
+                expected = "lines of text" if reply else "one line of text"
+                raise ValueError(
+                    f"{what} {'' if reply else 'of several lines or '}with control characters, expected {expected}"
+                )
+            if reply and not part.isascii():
                 char = next(char for char in part if not char.isascii())
                 raise ValueError(f"{what} with {char!r}, expected ASCII: SMTP replies hold nothing else")
             if len(part) > MAX_VALUE:
@@ -298,7 +305,7 @@ def _one_line(text: Template | None, what: str, *, ascii_only: bool = False) -> 
 def _refusal(action: Refusal) -> Refusal:
     assert action.verdict is not None  # noqa: S101 - Reject and Defer have one
     default = REPLIES[action.verdict]
-    text, code, status = _one_line(action.text, "a reply", ascii_only=True), action.code, action.status
+    text, code, status = _one_line(action.text, "a reply", reply=True), action.code, action.status
     if text is not None and text.parts and isinstance(text.parts[0], str):
         rest = text.parts[0]
         first, _, after = rest.partition(" ")
@@ -317,8 +324,11 @@ def _refusal(action: Refusal) -> Refusal:
         raise ValueError(f"status {status} for `{action.word}`, expected {family}.x.x such as {default.status}")
     if code is not None and status is None:
         status = default.status
-    if text is not None and len("".join(map(str, text.parts))) > MAX_TEXT:
-        raise ValueError(f"a reply of more than {MAX_TEXT} characters")
+    whole = "" if text is None else "".join(map(str, text.parts))
+    if max(map(len, whole.split("\n"))) > MAX_TEXT:
+        raise ValueError(f"a reply of more than {MAX_TEXT} characters in a line")
+    if whole.count("\n") >= MAX_LINES:
+        raise ValueError(f"a reply of more than {MAX_LINES} lines")
     return replace(action, text=text if text and text.parts else None, code=code, status=status)
 
 

@@ -339,6 +339,13 @@ def test_reject(person: Person, start: Start) -> None:
     assert person.mail() == []
 
 
+def test_reject_of_several_lines(person: Person, start: Start) -> None:
+    """A reply of several lines leaves as one: Postfix reads no more from pipe(8)."""
+    person.write("rules:\n  - name: no\n    then:\n      reject: |\n        5.7.1 I do not read\n        such mail\n")
+    result = start().deliver(Submit())
+    assert (result.status, result.text) == ("reject", "5.7.1 I do not read such mail")
+
+
 def test_a_reject_is_answer_enough(person: Person, start: Start) -> None:
     """A reply beside a reject does not leave (RFC 5230 section 4.7); copies are delivered."""
     person.write(REPLY + COPY.partition("rules:\n")[2] + REJECT.partition("rules:\n")[2])

@@ -141,6 +141,14 @@ ACTIONS = {
     "code of another family": ("{reject: 450 4.7.1 no}", "10: code 450 for `reject`, expected 5xx such as 550"),
     "status of another family": ("{defer: 5.7.1 no}", "9: status 5.7.1 for `defer`, expected 4.x.x such as 4.7.1"),
     "reply not ASCII": ("{reject: Käse}", "10: a reply with 'ä', expected ASCII: SMTP replies hold nothing else"),
+    "reply of too many lines": (
+        '{reject: "' + "x\\n" * 20 + 'x"}',
+        "10: a reply of more than 20 lines",
+    ),
+    "reply with a control character": (
+        '{reject: "a\\tb"}',
+        "10: a reply with control characters",
+    ),
     "two verdicts": ("[accept, reject]", "1: `accept` and `reject` in one rule, expected one verdict"),
     "a personal action": ("{file: A}", "2: the action 'file' cannot stand in a site rule"),
     "brackets": ("{prefix_subject: [EXT]}", "18: a list, expected a text; quote it, thus: '[EXT]'"),
