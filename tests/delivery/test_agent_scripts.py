@@ -497,7 +497,7 @@ def test_one_message_at_a_time(person: Person, start: Start) -> None:
     import fcntl
 
     with_script(person, plain("mail.file('A')"))
-    agent = start(deadline=1.0)
+    agent = start(deadline=6.0)  # it waits a third of that
     assert agent.deliver(Submit(), queue_id="4A").status == "ok"
     with (person.home / ".milterapp/scripts.lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -63,20 +63,16 @@ def test_it_wears_out(limit: str) -> None:
     """After so many jobs, or so much work, the next one needs another process."""
 
     def act() -> list[bool]:
-        Warm.MOST, Warm.BUSY = (2, 60.0) if limit == "jobs" else (60, 0.05)
-
-        def serve(job: bytes, _: Ask) -> bytes:
-            time.sleep(float(job))
-            return job
-
-        warm = Warm(serve, None, Bounds())
+        Warm.MOST, Warm.BUSY = 100, 1000.0
+        warm = Warm(echo, None, Bounds())
         found = [warm.worn]
-        for job in (b"0", b"0.06"):
-            warm.run(job, None)
+        for _ in range(2):
+            warm.run(b"", lambda question: question)
             found.append(warm.worn)
-        return found
+        Warm.MOST, Warm.BUSY = (2, 1000.0) if limit == "jobs" else (100, 0.0)
+        return [*found, warm.worn]
 
-    assert as_agent(act) == [False, False, True]
+    assert as_agent(act) == [False, False, False, True]
 
 
 def again(bad: Callable[[bytes, Ask], bytes]) -> Serve:
@@ -130,7 +126,7 @@ BAD = {
     "two answers": (_twice, Bounds(), "protocol"),
     "cpu": (_spin, Bounds(cpu=1), "cpu"),
     "memory": (_eat, Bounds(memory=64 << 20), "memory"),
-    "wall": (_sleep, Bounds(wall=0.3), "time"),
+    "wall": (_sleep, Bounds(wall=3.0), "time"),
     "huge": (lambda _job, _ask: bytes(200_000), Bounds(output=100_000), "output"),
 }
 
