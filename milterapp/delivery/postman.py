@@ -199,13 +199,15 @@ class Postman:
         if not all(split_address(target)):
             raise RefusedError("the address to forward to is not local@domain")
         marks = {value.strip().lower() for value in self._header(held).raw_values("Delivered-To")}
-        if target.lower() == recipient.lower() or recipient.lower() in marks:
-            raise RefusedError("mail forwarding loop: the message was here before")
         own = self._own(held, request)
+        here = {one.lower() for one in (recipient, own) if one}
+        if target.lower() in here or here & marks:
+            raise RefusedError("mail forwarding loop: the message was here before")
         sender = (own or held.envelope.sender) if held.envelope.sender else ""
         if sender == held.envelope.sender and sender and self._policy.forward_sender == "recipient":
             sender = recipient
-        mark = b"Delivered-To: " + one_line(recipient) + b"\r\n"
+        # A script that writes as another address of its user's does not give away this one.
+        mark = b"Delivered-To: " + one_line(own or recipient) + b"\r\n"
         return self._pass_on(self._policy.send, sender, target, _message(held, request), mark)
 
     def _pass_on(self, door: str, sender: str, recipient: str, message: int, first: bytes = b"") -> str:

@@ -443,6 +443,17 @@ def test_scripts_do_not_write_to_each_other_for_ever(world: World, sender: str, 
     assert world.send.taken[-1].mail == "MAIL FROM:<bob@x.org>"
 
 
+def test_a_forward_as_another_address_gives_away_no_other(world: World) -> None:
+    """Its loop mark is the address that the script writes as, and that is looked for too."""
+    asked = {"to": "carol@example.org", "step": "0", "script": "a.py", "from": "info+x@x.org"}
+    assert ask(world.bound(), "FORWARD", **asked)[0] == "DONE"
+    (taken,) = world.send.taken
+    assert taken.data.startswith(b"Delivered-To: info+x@x.org\r\n")
+    assert b"bob@x.org" not in taken.data.partition(b"\r\nTo: ")[0]
+    back = world.bound(b"Delivered-To: INFO+x@x.org\n" + MESSAGE, queue_id="4B")
+    assert ask(back, "FORWARD", **asked) == ("REFUSED", "mail forwarding loop: the message was here before")
+
+
 def test_a_bounce_is_forwarded_as_one(world: World) -> None:
     """Whatever address a script names, the null sender stays null."""
     asked = {"to": "carol@example.org", "step": "0", "script": "a.py", "from": "bob+x@x.org"}
