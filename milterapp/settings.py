@@ -89,6 +89,7 @@ class SubmitSettings:
 
     forward_sender: envelope, or recipient. forwards: how many a message. reply_interval: the least time between two
     replies of one rule to one correspondent. script_replies: of one script to one correspondent within an hour.
+    daily_replies: of one recipient to all correspondents, whatever answers.
     script_domains: in which a script that is written to may write as any address.
     """
 
@@ -100,6 +101,7 @@ class SubmitSettings:
     forwards: int = 4
     reply_interval: float = 7 * 86400.0
     script_replies: int = 10
+    daily_replies: int = 200
     script_domains: tuple[str, ...] = ()
     timeout: float = 60.0
 

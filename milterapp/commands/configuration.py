@@ -60,6 +60,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "lmtp.connections": (1, 1000),
     "submit.forwards": (0, 1000),
     "submit.script_replies": (0, 1000),
+    "submit.daily_replies": (0, 10**6),
     "submit.reply_interval": (60, 10 * 365 * 86400),
     "submit.timeout": (1, 3600),
 }

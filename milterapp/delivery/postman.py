@@ -82,6 +82,7 @@ class SubmitPolicy:
     limits: Limits = field(default_factory=Limits)
     keep: str = "postfix"
     script_replies: int = 10
+    daily_replies: int = 200
     script_recipients: int = 20
     script_domains: tuple[str, ...] = ()
 
@@ -230,11 +231,13 @@ class Postman:
             raise RefusedError(reason)
         if request.text("script"):
             self._within_rate("reply", held, request, sender, now)
+            self._within_day(held, request, now)
             return self._answer(mail, held, request, now)
         claimed = (held.user or held.recipient, sender, what, held.key.word)
         if not self._replied.claim(*claimed, int(now), interval):
             raise RefusedError("this rule answered the same correspondent within the interval")
         try:
+            self._within_day(held, request, now)
             return self._answer(mail, held, request, now)
         except BaseException:
             self._replied.release(*claimed)
@@ -313,6 +316,13 @@ class Postman:
         if self._rates.rate(kind, who, step, now=now, within=_HOUR) > self._policy.script_replies:
             most = self._policy.script_replies
             raise RefusedError(f"the script answered the same correspondent {most} times within an hour")
+
+    def _within_day(self, held: Held, request: wire.Datagram, now: float) -> None:
+        """Count what a recipient answers to anybody, each step once. Raises RefusedError over the day's budget."""
+        step = f"{held.key.word} {request.text('step')}"
+        most = self._policy.daily_replies
+        if self._rates.rate("day", (held.user or held.recipient,), step, now=now, within=_DAY) > most:
+            raise RefusedError(f"{most} replies were sent within a day")
 
     def _notice(self, held: Held, request: wire.Datagram, now: float) -> str:
         """Put a letter into the recipient's own mailbox, past the rules."""

@@ -278,6 +278,7 @@ def test_one_reply_for_each_correspondent_and_interval(world: World) -> None:
     assert len(world.send.taken) == 3
 
 
+TO_CAROL = MESSAGE.replace(b"bob@x.org", b"carol@x.org")
 AWAY = {
     "rule": "away", "subject": "", "text": "Away.", "step": "0", "days": "3", "handle": "h", "from": "", "addresses": ""
 }  # fmt: skip
@@ -468,6 +469,22 @@ def test_a_script_answers_within_a_rate(world: World) -> None:
     assert [kind for kind, _ in ends] == ["DONE"] * 12 + ["REFUSED"] * 2
     assert len(world.send.taken) == 10
     assert ends[-1][1] == "the script answered the same correspondent 10 times within an hour"
+
+
+def test_a_day_has_a_budget_of_replies(world: World) -> None:
+    """Whoever writes and whichever rule answers, over the day's budget nobody is; another recipient has its own."""
+    say = {"rule": "away", "subject": "", "text": "x", "step": "0"}
+    world.stop()
+    assert world.policy is not None
+    world.policy = dataclasses.replace(world.policy, daily_replies=2)
+    world.start()
+    numbers = (0, 1, 1, 2)
+    ends = [ask(world.bound(queue_id=f"4P{at}", sender=f"ann{at}@example.org"), "REPLY", **say) for at in numbers]
+    assert [kind for kind, _ in ends] == ["DONE", "DONE", "DONE", "REFUSED"]
+    assert ends[-1][1] == "2 replies were sent within a day"
+    other = world.bound(TO_CAROL, queue_id="4P9", sender="ann2@example.org", recipient="carol@x.org", user="carol")
+    assert ask(other, "REPLY", **say)[0] == "DONE"
+    assert len(world.send.taken) == 3
 
 
 def test_the_guards_hold_for_scripts_too(world: World) -> None:
