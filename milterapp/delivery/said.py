@@ -68,7 +68,7 @@ def said(plan: Plan, script: str, sender: str, memory: Memory) -> Scripted:
         reply,
         tuple(edits),
         tuple(deliveries),
-        _run(plan, script, sender),
+        _run(plan, script, sender if about is None else about.sender),
         "" if about is None else about.raw.decode("latin-1"),
     )
 

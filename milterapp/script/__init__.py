@@ -3,16 +3,19 @@
 Must never: import milter, delivery, postfix or commands, or hand a script anything but values.
 """
 
-from milterapp.script.context import ScriptError, output, store, unavailable
+from milterapp.script.asking import confirm
+from milterapp.script.context import ScriptError, output, store
 from milterapp.script.routes import route, stateless
+from milterapp.script.templates import template
 from milterapp.script.untrusted import Match, TaintError, Untrusted
-from milterapp.script.values import Address, HeaderText, Mailbox
+from milterapp.script.values import Address, HeaderText, Mailbox, Rendered
 
 __all__ = [
     "Address",
     "HeaderText",
     "Mailbox",
     "Match",
+    "Rendered",
     "ScriptError",
     "TaintError",
     "Untrusted",
@@ -23,6 +26,3 @@ __all__ = [
     "store",
     "template",
 ]
-
-confirm = unavailable("confirm")
-template = unavailable("template")

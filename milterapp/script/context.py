@@ -5,18 +5,18 @@ Must never: do anything; everything is collected, and carried out after the scri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from milterapp.script import stored
 from milterapp.script.actions import Action, Output, Store
 from milterapp.script.memory import Memory
 from milterapp.script.plan import DEFAULT, PlanLimits, texts_of
 from milterapp.script.untrusted import Text, Untrusted, refusal, reveal
-from milterapp.script.values import plain
+from milterapp.script.values import Rendered, plain
 
-__all__ = ["Collected", "ScriptError", "current", "running", "unavailable"]
+__all__ = ["Collected", "ScriptError", "current", "running"]
 
 
 class ScriptError(Exception):
@@ -24,13 +24,30 @@ class ScriptError(Exception):
 
 
 class Collected:
-    """What one run has asked for. stores: what it has stored so far, which it reads back before the memory."""
+    """What one run has asked for. stores: what it has stored so far, which it reads back before the memory.
 
-    def __init__(self, memory: Memory, limits: PlanLimits = DEFAULT) -> None:
+    now: seconds since 1970. folder: where the script's templates are, "" for the working directory. functions: the
+    script's own, by name. asked: the message itself was taken, until its sender answers.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        limits: PlanLimits = DEFAULT,
+        *,
+        now: float = 0.0,
+        folder: str = "",
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
         self.memory = memory
+        self.now = now
+        self.folder = folder
+        self.functions = functions or {}
+        self.per: tuple[str, ...] = ()
+        self.asked = False
+        self.about = ""  # the digest of the question whose message edits and deliveries are of
         self.actions: list[Action] = []
         self.stores: dict[str, tuple[bool, str | None]] = {}
-        self.about = ""  # the digest of the question whose message edits and deliveries are of
         self._limits = limits
         self._size = 0
 
@@ -118,35 +135,16 @@ class _Store:
 class _Output:
     """Files below the script's output folder, for pages and archives."""
 
-    def __setitem__(self, path: str, text: str) -> None:
+    def __setitem__(self, path: str, text: str | Rendered) -> None:
         given: object = text
         if isinstance(given, Untrusted):
             raise refusal(given, "written to a file as it is")
-        current().add(Output(plain(path, "a file's name"), plain(text, "a file's text")))
+        written = text.text if isinstance(text, Rendered) else plain(text, "a file's text")
+        current().add(Output(plain(path, "a file's name"), written))
 
     def __delitem__(self, path: str) -> None:
         current().add(Output(plain(path, "a file's name"), None))
 
 
-class _Unavailable:
-    """A name that scripts will have, and this version does not."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, *_: object, **__: object) -> NoReturn:
-        raise ScriptError(f"{self._name} is not available in this version of milterapp")
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ScriptError(f"{self._name}.{name} is not available in this version of milterapp")
-
-
 store = _Store()
 output = _Output()
-
-
-def unavailable(name: str) -> Any:
-    """Return what stands for a name that is not there yet."""
-    return _Unavailable(name)

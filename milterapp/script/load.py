@@ -39,11 +39,12 @@ MODULES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script that can be run: main, or an application of routes; the other is None."""
+    """A script that can be run: main, or an application of routes; the other is None. functions: its own, by name."""
 
     file: str
     main: Callable[..., Any] | None
     application: Application | None
+    functions: Mapping[str, Callable[..., Any]]
 
 
 def load(source: bytes, file: str, *, checked: bool = False) -> tuple[Script | None, tuple[Problem, ...]]:
@@ -95,7 +96,8 @@ def _assemble(
         problems += (_at(main, file, f"{MAIN} takes one argument, the mail"),)
     if problems:
         return None, tuple(sorted(problems))
-    return Script(file, None if has_routes else main, found if has_routes else None), ()
+    by_name = {one.__name__: one for one in functions}
+    return Script(file, None if has_routes else main, found if has_routes else None, by_name), ()
 
 
 def _at(function: Any, file: str, text: str) -> Problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from milterapp.mail import message
 from milterapp.mail.attachments import Attachment as Attached
@@ -16,9 +17,9 @@ from milterapp.script import actions
 from milterapp.script.bounce import Bounce, bounce_of
 from milterapp.script.context import Collected
 from milterapp.script.untrusted import Text, Untrusted, reveal
-from milterapp.script.values import Address, HeaderText, Mailbox, body_text, header_name, plain
+from milterapp.script.values import Address, HeaderText, Mailbox, Rendered, body_text, header_name, plain
 
-__all__ = ["Attachment", "Mail", "Person"]
+__all__ = ["Attachment", "Mail", "Person", "inside"]
 
 _STATUS = re.compile(r"([45]\.[0-9]{1,3}\.[0-9]{1,3})[ \t]+(?=\S)")
 _MOST_REFUSAL = 400
@@ -73,10 +74,13 @@ class Attachment:
 class Mail:
     """One message and its envelope. Reading it may raise LimitHit: "could not tell", and the site says what then."""
 
-    def __init__(self, mail: message.Mail, envelope: Envelope, collected: Collected) -> None:
+    def __init__(
+        self, mail: message.Mail, envelope: Envelope, collected: Collected, *, confirmed: bool = False
+    ) -> None:
         self._mail = mail
         self._envelope = envelope
         self._collected = collected
+        self._confirmed = confirmed  # a message of before, whose sender has answered
 
     def __repr__(self) -> str:
         return f"Mail({self._mail.size} bytes)"
@@ -92,6 +96,16 @@ class Mail:
     def recipient(self) -> Untrusted:
         """The recipient as the sender gave it, before aliases."""
         return Untrusted(self._envelope.original_recipient or next(iter(self._envelope.recipients), ""))
+
+    @property
+    def proven(self) -> Address | None:
+        """The sender's address where its answer to `confirm` came from there; None elsewhere."""
+        return Address(self._envelope.sender) if self._confirmed else None
+
+    @property
+    def now(self) -> datetime:
+        """The time, in UTC."""
+        return datetime.fromtimestamp(self._collected.now, UTC)
 
     # The header
 
@@ -203,14 +217,17 @@ class Mail:
         """Send the message on to one address. sender: an address of one's own that it bounces to."""
         self._collected.add(actions.Forward(_address(to), copy, _sender(sender)))
 
-    def reply(self, *, text: Text, subject: Text | HeaderText = "", sender: To | None = None) -> None:
+    def reply(self, *, text: Text | Rendered, subject: Text | HeaderText = "", sender: To | None = None) -> None:
         """Answer the envelope sender; what may be answered at all is not the script's to say.
 
         sender: an address of one's own to answer as.
         """
-        self._collected.add(actions.Reply(body_text(text), _one_line(subject), _sender(sender)))
+        own = self._envelope.original_recipient if self._confirmed and sender is None else _sender(sender)
+        self._collected.add(actions.Reply(body_text(text), _one_line(subject), own))
 
-    def send(self, *, to: To | Iterable[To], subject: Text | HeaderText, text: Text, sender: To | None = None) -> None:
+    def send(
+        self, *, to: To | Iterable[To], subject: Text | HeaderText, text: Text | Rendered, sender: To | None = None
+    ) -> None:
         """Send a message of the script's own, one to each address. sender: an address of one's own to write as."""
         several = [to] if isinstance(to, (str, Address, Untrusted)) else list(to)
         self._collected.add(
@@ -247,6 +264,11 @@ class Mail:
 
     def _edit(self, how: str, name: str, value: Text | HeaderText) -> None:
         self._collected.add(actions.Header(how, header_name(name), _one_line(value)))
+
+
+def inside(mail: Mail) -> tuple[bytes, Envelope]:
+    """Return the message and its envelope as they are: for ours that keep them, and give scripts none of it."""
+    return mail._mail.raw, mail._envelope  # noqa: SLF001 - the one door beside the methods
 
 
 def _address(to: To) -> str:

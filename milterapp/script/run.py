@@ -6,6 +6,7 @@ Must never: carry anything out, or give a plan of a script that raised: then not
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from milterapp.mail import message
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import LimitHit, Limits
+from milterapp.script import asking
 from milterapp.script import load as loading
+from milterapp.script.actions import Action, Defer, Discard, File, Forward, Keep, Reject
 from milterapp.script.context import Collected, ScriptError, running
 from milterapp.script.load import Script
 from milterapp.script.mail import Mail
@@ -30,7 +33,8 @@ class Job:
     """One message for one script. source: the script as it was read; file: what its author knows it by.
 
     checked: this very source has been loaded before without problems, so they are not looked for again. states: all
-    those of the sender, by captures, so that none is asked for; None where they are not given.
+    those of the sender, by captures, so that none is asked for; None where they are not given. now: seconds since
+    1970, 0 for the time when it runs; folder: where its templates are, "" for the working directory.
     """
 
     source: bytes
@@ -41,6 +45,8 @@ class Job:
     plan_limits: PlanLimits = DEFAULT
     checked: bool = False
     states: Mapping[tuple[str, ...], str] | None = None
+    now: float = 0.0
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +65,18 @@ def to_bytes(job: Job) -> bytes:
         [getattr(one, name) for name in type(one).__slots__] for one in (job.envelope, job.limits, job.plan_limits)
     ]  # fmt: skip  # by their order: both ends are this very code
     states = None if job.states is None else [[list(per), state] for per, state in job.states.items()]
-    said = [job.file, len(job.source), job.checked, states, *values]
+    said = [job.file, len(job.source), job.checked, states, job.now, *values]
     return json.dumps(said, ensure_ascii=True).encode("ascii") + b"\n" + job.source + job.raw
 
 
 def serve(data: bytes, ask: Callable[[bytes], bytes]) -> bytes:
     """Do what `work` does, with a job that to_bytes wrote. The script is loaded anew for each."""
     line, _, rest = data.partition(b"\n")
-    file, length, checked, states, envelope, limits, plan_limits = json.loads(line)
+    file, length, checked, states, now, envelope, limits, plan_limits = json.loads(line)
     envelope = [tuple(one) if isinstance(one, list) else one for one in envelope]
     job = Job(
         rest[:length], file, rest[length:], Envelope(*envelope), Limits(*limits), PlanLimits(*plan_limits), checked,
-        None if states is None else {tuple(per): state for per, state in states},
+        None if states is None else {tuple(per): state for per, state in states}, now,
     )  # fmt: skip
     return encode(run(job, Asked(ask, job.states)))
 
@@ -101,20 +107,24 @@ def run(job: Job, memory: Memory) -> Plan | Failure:
 
 
 def _run(script: Script, job: Job, memory: Memory) -> Plan:
-    collected = Collected(memory, job.plan_limits)
+    now = job.now or time.time()
+    collected = Collected(memory, job.plan_limits, now=now, folder=job.folder, functions=script.functions)
     mail = Mail(message.Mail(job.raw, job.limits), job.envelope, collected)
     with running(collected):
-        if script.main is not None:
+        if (token := asking.token_of(_address(job.envelope))) is not None:
+            plan = _confirmed(token, mail, job, collected)
+        elif script.main is not None:
             if script.main(mail) is not None:
                 raise ScriptError("main returned something; only a route's function returns the next state")
-            plan = Plan(tuple(collected.actions), about=collected.about)
+            plan = Plan(_actions(collected), about=collected.about)
         else:
             assert script.application is not None  # noqa: S101 - a Script has one of them
             call = _find(script.application, job.envelope, memory)
             if call is None:
                 return Plan(routed=False)
+            collected.per = call.per
             result = call.function(mail, **call.captures)
-            plan = Plan(tuple(collected.actions), _next(call, result), call.per, about=collected.about)
+            plan = Plan(_actions(collected), _next(call, result), call.per, about=collected.about)
     try:
         check(plan, job.plan_limits)
     except PlanError as error:
@@ -122,9 +132,38 @@ def _run(script: Script, job: Job, memory: Memory) -> Plan:
     return plan
 
 
+def _actions(collected: Collected) -> tuple[Action, ...]:
+    """Return what was asked for; a message that was taken until its sender answers is delivered nowhere else."""
+    ends = Keep | File | Forward | Reject | Defer | Discard
+    if collected.asked and not any(isinstance(one, ends) for one in collected.actions):
+        collected.add(Discard())
+    return tuple(collected.actions)
+
+
+def _confirmed(token: str, mail: Mail, job: Job, collected: Collected) -> Plan:
+    """Return the plan for an answer to a question of the script's, which calls what waits for it."""
+    found = asking.redeem(token, mail, collected)
+    if found is None:
+        return Plan(routed=False)
+    collected.asked = True  # the answer itself is nobody's to read
+    if found.then is None:
+        return Plan(_actions(collected))
+    original = Mail(message.Mail(found.raw, job.limits), found.envelope, collected, confirmed=True)
+    collected.per = found.per
+    result = found.then(original, **found.given)
+    state = _next(_Call(found.then, {}, START, found.per), result)
+    if result is not None and not state:
+        state = START
+    return Plan(_actions(collected), state, found.per, about=collected.about)
+
+
+def _address(envelope: Envelope) -> str:
+    return (envelope.original_recipient or next(iter(envelope.recipients), "")).lower()
+
+
 def _find(found: Application, envelope: Envelope, memory: Memory) -> _Call | None:
     """Return what answers: a stateless route first, then the sender's state; None where no route does."""
-    address = (envelope.original_recipient or next(iter(envelope.recipients), "")).lower()
+    address = _address(envelope)
     answers = found.find_stateless(address)
     if answers is not None:
         return _Call(*answers)

@@ -26,6 +26,7 @@ WAYS_OUT = (
 )
 _SHOWN = 60  # characters of a value in an error
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LIBRARIES = "-packages" + os.sep
 _PYTHON = os.path.dirname(os.path.abspath(os.__file__))
 
 
@@ -38,7 +39,7 @@ def _caller() -> str:
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - where the script stands is known nowhere else
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_OURS + os.sep, _PYTHON + os.sep, "<frozen")):
+        if not name.startswith((_OURS + os.sep, _PYTHON + os.sep, "<frozen")) and _LIBRARIES not in name:
             return f"{name}:{frame.f_lineno}: "
         frame = frame.f_back
     return ""

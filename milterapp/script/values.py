@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from milterapp.mail import values
 from milterapp.script.untrusted import Text, Untrusted, refusal, reveal
 
-__all__ = ["Address", "HeaderText", "Mailbox", "body_text", "header_name", "plain"]
+__all__ = ["Address", "HeaderText", "Mailbox", "Rendered", "body_text", "header_name", "plain"]
 
 _MOST_HEADER = 900  # characters of a header field's value
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but TAB and LF
@@ -70,6 +70,28 @@ class Address:
         return self.address
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Rendered:
+    """What a template gave: for a reply's text, a file below output, or another template; nothing else takes it.
+
+    It can hold text of a message, so it is no str. html: it was encoded as HTML.
+    """
+
+    text: str
+    html: bool
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __str__(self) -> str:
+        raise TypeError("what a template gave is no str: it goes into output, a reply's text or another template")
+
+    __format__ = __str__  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Rendered({len(self.text)} characters)"
+
+
 def plain(text: object, wanted: str) -> str:
     """Return plain text as it is. Raises TaintError for Untrusted text, TypeError for anything else."""
     if isinstance(text, Untrusted):
@@ -84,7 +106,7 @@ def header_name(text: object) -> str:
     return values.HeaderText.name(plain(text, "a header field's name"))
 
 
-def body_text(text: Text) -> str:
+def body_text(text: Text | Rendered) -> str:
     """Return any text as the lines of a body: its line ends are LF, other control characters are U+FFFD."""
-    lines = reveal(text).replace("\r\n", "\n").replace("\r", "\n")
+    lines = (text.text if isinstance(text, Rendered) else reveal(text)).replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("\ufffd", lines.encode("utf-8", "replace").decode())

@@ -124,8 +124,11 @@ REFUSED = {
     "store-object": ("store['a'] = object()", "TypeError", "cannot be stored"),
     "store-missing": ("store['a']", "KeyError", "a"),
     "delete-missing": ("del store['a']", "KeyError", "a"),
-    "confirm": ("confirm.ask(mail)", "ScriptError", "confirm.ask is not available"),
-    "template": ("template('a.html')", "ScriptError", "template is not available"),
+    "confirm": ("confirm.ask(mail, then=len)", "ScriptError", "expected a function of the script's own"),
+    "confirm-days": ("confirm.ask(mail, then=main, days=99)", "ScriptError", "expected 1 to 90"),
+    "template": ("template('a.html')", "ScriptError", "template 'a.html': No such file"),
+    "template-name": ("template('../a.html')", "ScriptError", "expected a template's name"),
+    "template-of-mail": ("template(mail.subject)", "TaintError", "a template's name"),
     "two-verdicts": ("mail.reject('a')\nmail.discard()", "ScriptError", "there is one verdict"),
     "reject-and-file": ("mail.file('a')\nmail.reject('a')", "ScriptError", "not delivered"),
     "too-many": ("while True: mail.keep()", "ScriptError", "more than 500 actions"),
@@ -147,7 +150,7 @@ def test_refusals(name: str) -> None:
     failure = failed(script("mail.reply(text='before')\n" + body))
     assert failure.kind == kind
     assert said in failure.text
-    assert "milterapp/" not in failure.trace  # its author sees the script, not us
+    assert "milterapp/script/" not in failure.trace  # its author sees the script, not us
 
 
 def test_a_failure_shows_its_line() -> None:
