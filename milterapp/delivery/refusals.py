@@ -67,4 +67,4 @@ def _is_about(one: Result, domain: str) -> bool:
 
 
 def _words(reply: Reply | None) -> str:
-    return f" ({reply.status} {reply.text})" if reply is not None else ""
+    return f" ({reply.status} {reply.line})" if reply is not None else ""
