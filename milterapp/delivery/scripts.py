@@ -56,11 +56,13 @@ class Told:
     """What the author of a script that failed is to read. handle: of this failure of this very script.
 
     script: "" where the rules themselves cannot be used.
+    quiet: nobody need be told, as a limit on reading the message was hit, which is no fault of theirs.
     """
 
     script: str
     handle: str
     text: str
+    quiet: bool = False
 
 
 class _Kept:
@@ -178,7 +180,8 @@ def _told(job: Job, script: str, failure: Failure) -> Told:
     for part in (script, failure.kind, failure.text.partition(":")[0], _last_line(failure.trace)):
         whole.update(part.encode("utf-8", "backslashreplace") + b"\0")
     whole.update(hashlib.sha256(job.source).digest())
-    return Told(script, whole.hexdigest(), failure.trace or f"{failure.kind}: {failure.text}\n")
+    text = failure.trace or f"{failure.kind}: {failure.text}\n"
+    return Told(script, whole.hexdigest(), text, quiet=failure.kind == "LimitHit")
 
 
 def _last_line(trace: str) -> str:
@@ -236,7 +239,7 @@ class Scripts:
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
         if isinstance(found, Told):
-            self.told.append(found)
+            self.told += [] if found.quiet else [found]
             return Failed(f"{script}: {found.text.strip().splitlines()[-1][:200]}")
         self._good.add(digest)
         return found

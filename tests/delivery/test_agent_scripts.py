@@ -222,6 +222,15 @@ def test_a_script_that_fails(person: Person, start: Start, name: str) -> None:
     assert not (person.home / "Maildir/.Rest").exists()
 
 
+def test_a_limit_of_ours_is_no_fault_of_the_script(person: Person, start: Start) -> None:
+    """Where the message cannot be read within the site's limits it waits, and its author has nothing to mend."""
+    with_script(person, plain("mail.text", "mail.discard()"))
+    submit = Submit()
+    result = start(limits={"decoded_bytes": 1}).deliver(submit)
+    assert (result.status, submit.kinds) == ("defer", [])
+    assert "LimitHit" in result.text
+
+
 def test_a_long_failure_is_cut_in_the_middle(person: Person, start: Start) -> None:
     """However much a script says when it fails, the letter holds its beginning and the command."""
     with_script(person, plain("raise ValueError('\u00e9' * 100_000)"))
