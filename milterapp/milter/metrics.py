@@ -2,7 +2,8 @@
 
 Must never: listen on anything but loopback, start a thread (the supervisor forks), or wait long for a client.
 
-The text format is written here: the library that knows it serves from threads.
+prometheus-client writes the text; its own server is not used, as it serves from threads. The workers' counts are added
+up by the supervisor (counters.py), so the library's files for several processes are not needed.
 """
 
 from __future__ import annotations
@@ -10,53 +11,63 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from milterapp.milter.counters import BUCKETS, Counts
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 __all__ = ["Metrics", "render"]
 
 _LOOPBACK = "127.0.0.1"
 _PATIENCE = 0.5  # seconds for a whole request
 _REQUEST = 4096  # bytes
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 # By the word of counters: the metric's name, its labels, what it counts.
 _COUNTERS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
-    "messages": ("milterapp_messages_total", ("verdict", "stage"), "Messages, by their verdict and where it fell."),
-    "rules": ("milterapp_rule_matches_total", ("rule",), "Messages that a rule matched."),
-    "would_have": ("milterapp_rule_would_have_total", ("rule",), "Messages that a rule matched which only observes."),
-    "faults": ("milterapp_faults_total", ("step",), "Messages that could not be decided, by the step."),
+    "messages": ("milterapp_messages", ("verdict", "stage"), "Messages, by their verdict and where it fell."),
+    "rules": ("milterapp_rule_matches", ("rule",), "Messages that a rule matched."),
+    "would_have": ("milterapp_rule_would_have", ("rule",), "Messages that a rule matched which only observes."),
+    "faults": ("milterapp_faults", ("step",), "Messages that could not be decided, by the step."),
 }
-_SECONDS = "milterapp_message_seconds"
+_SECONDS = ("milterapp_message_seconds", "Time spent on a message, in all its steps together.")
 
 
 def render(counts: Counts, gauges: Mapping[str, tuple[float, str]]) -> str:
     """Return the text exposition format 0.0.4. gauges: value and help by name."""
-    return "\n".join([*_lines(counts, gauges), ""])
+    from prometheus_client import CollectorRegistry, generate_latest  # not in a supervisor without metrics
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collected(counts, gauges))
+    return generate_latest(registry).decode()
 
 
-def _lines(counts: Counts, gauges: Mapping[str, tuple[float, str]]) -> Iterator[str]:
-    for word, (name, labels, what) in _COUNTERS.items():
-        yield f"# HELP {name} {what}"
-        yield f"# TYPE {name} counter"
-        for key, number in sorted(counts.items()):
-            if key[0] == word and len(key) == len(labels) + 1:
-                shown = ",".join(
-                    f'{label}="{value.translate(_ESCAPES)}"' for label, value in zip(labels, key[1:], strict=True)
-                )
-                yield f"{name}{{{shown}}} {number}"
-    yield f"# HELP {_SECONDS} Time spent on a message, in all its steps together."
-    yield f"# TYPE {_SECONDS} histogram"
-    total = 0
-    for bucket in (*(f"{most:g}" for most in BUCKETS), "+Inf"):
-        total += counts["seconds", bucket]
-        yield f'{_SECONDS}_bucket{{le="{bucket}"}} {total}'
-    yield f"{_SECONDS}_sum {counts['microseconds',] / 1e6:g}"
-    yield f"{_SECONDS}_count {total}"
-    for name, (value, what) in gauges.items():
-        yield f"# HELP {name} {what}"
-        yield f"# TYPE {name} gauge"
-        yield f"{name} {value:.10g}"
+class _Collected:
+    """The counts, as the library collects them."""
+
+    def __init__(self, counts: Counts, gauges: Mapping[str, tuple[float, str]]) -> None:
+        self._counts, self._gauges = counts, gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric with its values."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for word, (name, labels, what) in _COUNTERS.items():
+            family = CounterMetricFamily(name, what, labels=labels)
+            for key, number in sorted(self._counts.items()):
+                if key[0] == word and len(key) == len(labels) + 1:
+                    family.add_metric(key[1:], number)
+            yield family
+        seconds, total = HistogramMetricFamily(*_SECONDS), 0
+        buckets = []
+        for bucket in (*(f"{most:g}" for most in BUCKETS), "+Inf"):
+            total += self._counts["seconds", bucket]
+            buckets.append((bucket, float(total)))
+        seconds.add_metric((), buckets, sum_value=self._counts["microseconds",] / 1e6)
+        yield seconds
+        for name, (value, what) in self._gauges.items():
+            yield GaugeMetricFamily(name, what, value=value)
 
 
 class Metrics:

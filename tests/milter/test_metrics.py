@@ -105,10 +105,10 @@ def test_render() -> None:
     """The text is the exposition format: help and type before the values, names escaped, buckets that add up."""
     counts: Counts = Counter({("rules", 'a "b"\\\n'): 2, ("seconds", "0.001"): 3, ("seconds", "+Inf"): 1})
     lines = render(counts, {"x": (1.5, "X.")}).splitlines()
-    assert 'milterapp_rule_matches_total{rule="a \\"b\\"\\\\\\n"} 2' in lines
+    assert 'milterapp_rule_matches_total{rule="a \\"b\\"\\\\\\n"} 2.0' in lines
     buckets = [line for line in lines if "_bucket" in line]
     assert len(buckets) == len(BUCKETS) + 1
-    assert [int(line.split()[-1]) for line in buckets] == [0] + [3] * (len(BUCKETS) - 1) + [4]
+    assert [float(line.split()[-1]) for line in buckets] == [0] + [3] * (len(BUCKETS) - 1) + [4]
     assert lines[-3:] == ["# HELP x X.", "# TYPE x gauge", "x 1.5"]
     assert all(re.fullmatch(r"# (HELP|TYPE) \w+ .+|\w+(\{.*\})? [\d.e+-]+", line) for line in lines)
 
@@ -133,12 +133,12 @@ def test_service(serve: Serve) -> None:
     service.wait(lambda: sum(service.status()["messages"].values()) == 6, "six messages to be counted")
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    assert 'milterapp_messages_total{verdict="reject",stage="headers"} 2' in lines
-    assert 'milterapp_messages_total{verdict="none",stage=""} 4' in lines
-    assert 'milterapp_rule_matches_total{rule="refused"} 2' in lines
-    assert 'milterapp_rule_would_have_total{rule="watched \\"one\\""} 2' in lines
-    assert "milterapp_message_seconds_count 6" in lines
-    assert "milterapp_workers 2" in lines
+    assert 'milterapp_messages_total{stage="headers",verdict="reject"} 2.0' in lines
+    assert 'milterapp_messages_total{stage="",verdict="none"} 4.0' in lines
+    assert 'milterapp_rule_matches_total{rule="refused"} 2.0' in lines
+    assert 'milterapp_rule_would_have_total{rule="watched \\"one\\""} 2.0' in lines
+    assert "milterapp_message_seconds_count 6.0" in lines
+    assert "milterapp_workers 2.0" in lines
     status = service.status()
     assert status["messages"] == {"none": 4, "reject": 2}
     assert (status["pid"], status["rules"]["sha256"], status["reload"]) == (service.process.pid, digest, None)
