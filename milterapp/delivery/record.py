@@ -38,6 +38,8 @@ _VALUES: dict[str, type] = {
         *get_args(edits.Edit),
     )
 }
+_FIELDS = {name: tuple(one.name for one in dataclasses.fields(kind)) for name, kind in _VALUES.items()}
+_PLAIN = frozenset({str, bool, int, float})
 _WORDS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (decision.Verdict, Stage)}
 
 
@@ -58,17 +60,18 @@ def from_text(text: str) -> decision.Decision:
 
 
 def _encode(value: object) -> Any:
+    if value is None or type(value) in _PLAIN:
+        return value
     if isinstance(value, Enum):
         return {"": type(value).__name__, "word": value.name}
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, tuple):
         return [_encode(one) for one in value]
     name = type(value).__name__
     if _VALUES.get(name) is not type(value):
         raise RecordError(f"cannot record a {name}")
-    fields = dataclasses.fields(value)  # type: ignore[arg-type]  # every class of _VALUES is a dataclass
-    return {"": name, **{one.name: _encode(getattr(value, one.name)) for one in fields}}
+    return {"": name, **{field: _encode(getattr(value, field)) for field in _FIELDS[name]}}
 
 
 def _decode(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from milterapp.state.database import Database, StateError
 
@@ -25,7 +26,7 @@ _VERSION = 1
 _EXPIRE = ("DELETE FROM prepared WHERE at < ?", "DELETE FROM done WHERE at < ?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Key:
     """What makes two deliveries the same one: two aliases of one user differ in the original recipient alone.
 
@@ -37,7 +38,7 @@ class Key:
     original: str
     digest: str
 
-    @property
+    @cached_property
     def word(self) -> str:
         """Return 32 hexadecimal digits that stand for the key, in file names and Message-IDs."""
         whole = hashlib.sha256()
@@ -70,14 +71,16 @@ class Journal:
 
     def prepare(self, key: Key, record: str, now: int) -> Prepared:
         """Write the record, unless one stands already; return the one that stands. now: seconds since 1970."""
-        with self.database.transaction() as connection:
-            cursor = connection.execute(
-                "INSERT OR IGNORE INTO prepared (key, queue_id, record, at) VALUES (?, ?, ?, ?)",
-                (key.word, key.queue_id.encode("ascii", "replace").decode(), record, now),
-            )
-            fresh = cursor.rowcount == 1
-            row = connection.execute("SELECT record, at FROM prepared WHERE key = ?", (key.word,)).fetchone()
-        return Prepared(row[0], row[1], fresh=fresh)
+        done = self.database.write(
+            "INSERT OR IGNORE INTO prepared (key, queue_id, record, at) VALUES (?, ?, ?, ?)",
+            (key.word, key.queue_id.encode("ascii", "replace").decode(), record, now),
+        )
+        if done == 1:
+            return Prepared(record, now, fresh=True)
+        found = self.find(key)
+        if found is None:
+            raise StateError(f"{self.database.path}: a record is there, and is not")
+        return found
 
     def steps(self, key: Key) -> Mapping[str, str]:
         """Return the steps done under the key, each with its result."""
@@ -87,10 +90,9 @@ class Journal:
 
     def mark(self, key: Key, step: str, result: str, now: int) -> None:
         """Write that a step is done; the first result stands. now: seconds since 1970."""
-        with self.database.transaction() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO done (key, step, result, at) VALUES (?, ?, ?, ?)", (key.word, step, result, now)
-            )
+        self.database.write(
+            "INSERT OR IGNORE INTO done (key, step, result, at) VALUES (?, ?, ?, ?)", (key.word, step, result, now)
+        )
 
     def expire(self, before: int) -> int:
         """Forget what was prepared or done before then (seconds since 1970); return how many rows that were."""
