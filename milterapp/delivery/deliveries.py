@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,7 +23,9 @@ from milterapp.delivery.requests import RESPONSES, printable
 __all__ = ["Deliveries", "Phase"]
 
 _RECEIVE, _RESOLVE = 10.0, 30.0  # seconds for the client's datagram, and for NSS
+_FRESH, _MOST_FOUND = 5.0, 1000  # seconds for which a user found stands, and how many recipients are remembered
 _NO_ID = 2**32 - 2
+_KNOWN = ("sender", "recipient", "original", "queue_id")  # what submit and agent are both told
 
 
 class Phase(Enum):
@@ -55,6 +57,7 @@ class _Delivery:
     user: User | None = None
     extension: str = ""
     submit: socket.socket | None = None
+    ends: tuple[socket.socket, ...] = ()  # of the agent's connection, before it asks anything
     obstacle: str = Phase.WAITING.value
 
 
@@ -66,8 +69,10 @@ class Deliveries:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._own, self._submit_path = settings["delivery"], settings["submit"]["socket"]
+        self._keeps_here = self._own["keep"] == "maildir"
         self._loop, self._resolver, self._agents, self._log, self._clock = loop, resolver, agents, log, clock
         self._all: dict[int, _Delivery] = {}
+        self._found: dict[bytes, tuple[User, str, float]] = {}  # of late: recipient to user, extension, when to ask
         self._last = 0
 
     def __len__(self) -> int:
@@ -95,8 +100,13 @@ class Deliveries:
             datagram.close()
             raise wire.WireError("no whole sealed message with its envelope")
         delivery.message, delivery.envelope = fd, datagram.fields
-        self._enter(delivery, Phase.RESOLVING, _RESOLVE)
-        self._ask(delivery)
+        user, extension, until = self._found.get(delivery.envelope["recipient"], (None, "", 0.0))
+        if user is not None and self._clock() < until:
+            delivery.user, delivery.extension = user, extension
+            self._enter(delivery, Phase.WAITING, self._own["wait"])
+        else:
+            self._enter(delivery, Phase.RESOLVING, _RESOLVE)
+            self._ask(delivery)
 
     def _drop(self, delivery: _Delivery, why: str) -> None:
         """Answer no more, which defers; end what has not begun."""
@@ -125,6 +135,9 @@ class Deliveries:
             user = User(datagram.text("name"), datagram.number("uid"), datagram.number("gid"), datagram.text("home"))
             if self._above_floors(user):
                 delivery.user, delivery.extension = user, datagram.text("extension")
+                if len(self._found) >= _MOST_FOUND:
+                    self._found.clear()
+                self._found[delivery.envelope["recipient"]] = (user, delivery.extension, self._clock() + _FRESH)
         self._enter(delivery, Phase.WAITING, self._own["wait"])
 
     def resolver_lost(self) -> None:
@@ -161,34 +174,61 @@ class Deliveries:
         self._agents.make_room(full)
 
     def _begin(self, delivery: _Delivery) -> None:
-        """Connect to submit, then hand over to the agent, or ask for the hand-back; where that fails, go on waiting."""
-        delivery.obstacle = "milterapp submit does not answer"
-        known = {tag: delivery.envelope[tag] for tag in ("sender", "recipient", "original", "queue_id")}
+        """Hand over to the agent, or ask for the hand-back; where submit or the agent is missing, go on waiting."""
         try:
-            delivery.submit = submit = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-            submit.connect(self._submit_path)
-            name = delivery.user.name if delivery.user else ""
-            wire.send(submit, "ENVELOPE", {**known, "user": name}, (delivery.message,))
+            if delivery.user is None or not self._keeps_here:
+                delivery.obstacle = "milterapp submit does not answer"
+                self._reach_submit(delivery)
             if delivery.user is None:
-                wire.send(submit, "KEEP", {})
-                self._enter(delivery, Phase.HANDING_BACK, self._own["deadline"])
-                self._loop.watch(
-                    submit, lambda: self._handed_back(delivery, submit), lambda why: self._defer(delivery, why)
-                )
-                return
-            delivery.obstacle = "no agent can be started"
-            job: dict[str, bytes | str | int] = {
-                **known,
-                "client": delivery.envelope["client"],
-                "extension": delivery.extension,
-            }
-            submit.setblocking(True)  # noqa: FBT003 - the name says it; the agent shares what it is set to
-            descriptors = (delivery.message, submit.fileno())
-            self._agents.give(delivery.user, job, descriptors, lambda verdict: self._finish(delivery, verdict))
-            self._enter(delivery, Phase.WORKING, float("inf"))  # the pool keeps that deadline
+                self._hand_back(delivery)
+            else:
+                delivery.obstacle = "no agent can be started"
+                self._give(delivery, delivery.user)
         except (OSError, wire.WireError) as error:
             delivery.obstacle += f": {error}"
-        self._close_submit(delivery)  # the agent has its own
+            self._close_submit(delivery)
+
+    def _reach_submit(self, delivery: _Delivery, descriptors: Sequence[int] = ()) -> None:
+        """Connect to submit and vouch for the envelope. Raises OSError or WireError."""
+        delivery.submit = connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        connection.connect(self._submit_path)
+        known = {tag: delivery.envelope[tag] for tag in _KNOWN}
+        name = delivery.user.name if delivery.user else ""
+        wire.send(connection, "ENVELOPE", {**known, "user": name}, (delivery.message, *descriptors))
+
+    def _hand_back(self, delivery: _Delivery) -> None:
+        submit = delivery.submit
+        if submit is None:
+            raise ConnectionError("not connected")
+        wire.send(submit, "KEEP", {})
+        self._enter(delivery, Phase.HANDING_BACK, self._own["deadline"])
+        self._loop.watch(submit, lambda: self._handed_back(delivery, submit), lambda why: self._defer(delivery, why))
+
+    def _give(self, delivery: _Delivery, user: User) -> None:
+        """Give the agent the message, and what it reaches submit over. Raises OSError or WireError.
+
+        Where mail is kept here few messages need submit, so it hears of one only when the agent asks: until then both
+        ends of the agent's connection are held.
+        """
+        job: dict[str, bytes | str | int] = {tag: delivery.envelope[tag] for tag in (*_KNOWN, "client")}
+        if (connection := delivery.submit) is None:
+            ours, connection = delivery.ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._loop.watch(ours, lambda: self._asked(delivery, ours), lambda _: self._close_submit(delivery))
+        connection.setblocking(True)  # noqa: FBT003 - the name says it; the agent shares what it is set to
+        descriptors = (delivery.message, connection.fileno())
+        job["extension"] = delivery.extension
+        self._agents.give(user, job, descriptors, lambda verdict: self._finish(delivery, verdict))
+        self._enter(delivery, Phase.WORKING, float("inf"))  # the pool keeps that deadline
+        if not delivery.ends:
+            self._close_submit(delivery)  # the agent has its own
+
+    def _asked(self, delivery: _Delivery, ours: socket.socket) -> None:
+        """Give submit the other end of what the agent has just asked over; the agent sees the end of it where not."""
+        try:
+            self._reach_submit(delivery, (ours.fileno(),))
+        except (OSError, wire.WireError) as error:
+            self._log("warning", "submit does not answer", queue_id=delivery.envelope["queue_id"], error=str(error))
+        self._close_submit(delivery)
 
     def _handed_back(self, delivery: _Delivery, submit: socket.socket) -> None:
         datagram = wire.receive(submit, RESPONSES)
@@ -259,10 +299,10 @@ class Deliveries:
             delivery.connection = None
 
     def _close_submit(self, delivery: _Delivery) -> None:
-        if delivery.submit is not None:
-            self._loop.unwatch(delivery.submit)
-            delivery.submit.close()
-            delivery.submit = None
+        for end in (*delivery.ends, *([delivery.submit] if delivery.submit else ())):
+            self._loop.unwatch(end)
+            end.close()
+        delivery.submit, delivery.ends = None, ()
 
     def _forget(self, delivery: _Delivery) -> None:
         self._all.pop(delivery.number, None)

@@ -132,18 +132,26 @@ class Service:
         try:
             with connection:
                 connection.settimeout(self._idle)
-                first = wire.receive(connection, ENVELOPE, descriptors=(1,))
+                first = wire.receive(connection, ENVELOPE, descriptors=(1, 2))
                 if first is None:
                     return
                 try:
-                    with self._one_of(first.text("user")):
-                        self._converse(connection, first)
+                    with self._one_of(first.text("user")), self._asker(connection, first) as asker:
+                        self._converse(asker, first)
                 finally:
                     first.close()
         except (wire.WireError, sealed.SealError, OSError) as error:
             self._log.warning("connection closed", reason=str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - a thread's edge: the asker sees the end of the connection and defers
             self._log.error("internal error", reason=f"{type(error).__name__}: {error}")
+
+    def _asker(self, connection: socket.socket, first: wire.Datagram) -> socket.socket:
+        """Return what requests come over: what the monitor passed on with the envelope, else its own connection."""
+        if len(first.descriptors) == 1:
+            return connection
+        passed = socket.socket(fileno=os.dup(first.descriptors[1]))
+        passed.settimeout(self._idle)
+        return passed
 
     def _converse(self, connection: socket.socket, first: wire.Datagram) -> None:
         message = first.descriptors[0]

@@ -39,6 +39,7 @@ class Submit(threading.Thread):
     def __init__(self, path: str) -> None:
         super().__init__(daemon=True)
         self.requests: list[tuple[str, str, str, bytes]] = []  # kind, recipient, user, message
+        self.heard: list[str] = []  # the recipient of each envelope
         self.answer: tuple[str, dict[str, str]] = ("DONE", {"queue_id": "NEW"})
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(path)
@@ -57,10 +58,14 @@ class Submit(threading.Thread):
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
-            envelope = wire.receive(connection, ENVELOPE, descriptors=(1,))
+            envelope = wire.receive(connection, ENVELOPE, descriptors=(1, 2))
             if envelope is None:
                 return
             message = os.pread(envelope.descriptors[0], 1 << 20, 0)
+            for passed in envelope.descriptors[1:]:  # what the agent asks over, in place of the monitor's connection
+                os.dup2(passed, connection.fileno())
+                connection.setblocking(True)
+            self.heard.append(envelope.text("recipient"))
             envelope.close()
             while (request := wire.receive(connection, REQUESTS, descriptors=(0, 1))) is not None:
                 request.close()

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,54 @@ def test_the_agent_speaks_to_submit_over_the_connection_it_was_given(chain: Chai
     """submit knows the envelope from the monitor; the agent only asks."""
     assert chain.deliver(queue_id="KEEP") == (0, b"")
     assert chain.submit.requests == [("KEEP", "u20001@example.org", "u20001", MESSAGE)]
+
+
+@pytest.fixture
+def keeper() -> Iterator[Chain]:
+    """The same monitor where mail is kept in the Maildir."""
+    chain = Chain(deadline=2.0, wait=3.0, agents=2, idle=30.0, keep="maildir")
+    try:
+        yield chain
+    finally:
+        chain.close()
+
+
+def test_submit_hears_of_a_message_when_the_agent_asks(keeper: Chain) -> None:
+    """With `keep: maildir` submit is told of those messages alone that need it, and then knows the envelope."""
+    assert [keeper.deliver(queue_id=one) for one in ("A", "KEEP", "B")] == [(0, b"")] * 3
+    assert keeper.submit.heard == ["u20001@example.org"]
+    assert keeper.submit.requests == [("KEEP", "u20001@example.org", "u20001", MESSAGE)]
+    assert keeper.deliver("nosuch@x", "C") == (0, b"")  # handed back by the monitor itself
+    assert keeper.submit.heard == ["u20001@example.org", "nosuch@x"]
+
+
+def test_an_agent_that_asks_a_submit_that_is_gone_sees_the_end(keeper: Chain) -> None:
+    """Without submit, mail that is kept in the Maildir goes on; who asks for more is deferred at once."""
+    keeper.submit.stop()
+    assert keeper.deliver(queue_id="A") == (0, b"")
+    assert keeper.deliver(queue_id="KEEP")[0] == 75
+    assert keeper.wait("submit does not answer")["queue_id"] == "KEEP"
+    assert keeper.deliver(queue_id="B") == (0, b"")
+
+
+def test_a_user_found_of_late_is_not_looked_up_again(chain: Chain) -> None:
+    """Within seconds the second message of a recipient asks no resolver, one to another recipient does."""
+    begun = time.monotonic()
+    assert chain.deliver(queue_id="A") == (0, b"")
+    resolver = child(chain, "resolver")
+    os.kill(resolver, signal.SIGSTOP)
+    try:
+        first = chain.begin(queue_id="B")
+        other = chain.begin("u20002@example.org", "C")
+        try:
+            first.wait(max(0.1, 4.0 - time.monotonic() + begun))
+        except subprocess.TimeoutExpired:
+            pytest.skip("this machine is too busy to tell")
+        assert chain.end(first) == (0, b"")
+        assert other.poll() is None
+    finally:
+        os.kill(resolver, signal.SIGCONT)
+    assert chain.end(other) == (0, b"")
 
 
 def test_more_users_than_agents_take_turns(chain: Chain) -> None:

@@ -700,6 +700,24 @@ def test_nothing_beyond_the_requests(world: World, kind: str, fields: dict[str, 
     assert world.send.taken == world.hand_back.taken == []
 
 
+def test_requests_over_a_connection_that_was_passed_on(world: World) -> None:
+    """What the monitor passes on with the envelope is what requests and answers go over, until its end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection, message = world.connect(), sealed.seal([MESSAGE])
+    with ours:
+        ours.settimeout(10)
+        wire.send(ours, "KEEP", {})  # the agent asks before submit is told
+        with theirs:
+            wire.send(connection, "ENVELOPE", ENVELOPE, (message, theirs.fileno()))
+        connection.close()
+        os.close(message)
+        answer = wire.receive(ours, RESPONSES)
+        assert answer is not None
+        assert answer.kind == "DONE"
+        assert ask(ours, "KEEP") == ("DONE", answer.text("queue_id"))
+    assert len(world.hand_back.taken) == 1
+
+
 @pytest.mark.parametrize("step", ["", "a b", "x" * 33, "0\n"])
 def test_a_step_is_a_short_word(world: World, step: str) -> None:
     """A step that could blur one request with another is refused."""
