@@ -20,6 +20,7 @@ __all__ = ["Field", "Header", "given", "join", "scan", "unfold"]
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)(?:\n|\Z)")
 _FROM_LINES = re.compile(rb"(?:>*+From [ \t]*+(?!:)[^\n]*+(?:\n|\Z))*")
 _FOLDED_LINES = re.compile(rb"(?:[ \t][^\n]*+\n)*")
+_BLANKS = (b" ", b"\t")
 _BARE_CR = re.compile(rb"\r(?!\n|\Z)")
 
 
@@ -126,7 +127,7 @@ def join(pairs: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
 
 
 def _colon(value: bytes) -> bytes:
-    return b":" if value[:1] in (b" ", b"\t") else b": "
+    return b":" if value[:1] in _BLANKS else b": "
 
 
 def given(source: bytes, pairs: Sequence[tuple[bytes, bytes]], limits: Limits) -> Header:
@@ -141,9 +142,10 @@ def given(source: bytes, pairs: Sequence[tuple[bytes, bytes]], limits: Limits) -
     line_end = 2 if any(b"\r\n" in value for _, value in pairs) else 1
     for name, value in pairs:
         start = at + len(name) + 1
-        stop = at + len(name) + len(_colon(value)) + len(value)
-        found.append(Field(source, at, name.decode("latin-1").rstrip(" \t"), start, stop, stop + line_end))
-        at = stop + line_end
+        stop = start + len(value) + (value[:1] not in _BLANKS)
+        end = stop + line_end
+        found.append(Field(source, at, name.decode("latin-1").rstrip(" \t"), start, stop, end))
+        at = end
     if at > limits.header_bytes:
         raise LimitHit(f"a header of more than {limits.header_bytes} bytes")
     return Header(tuple(found), at, at + line_end, tuple(_faults(source, 0, at)))

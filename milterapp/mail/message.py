@@ -66,6 +66,16 @@ class Mail:
         mail._given = tuple(fields)
         return mail
 
+    def with_body(self, body: bytes) -> Mail:
+        """Return the message whose header this is, with its body. What was read of the header is not read again.
+
+        Only for what `from_fields` made without a body. Raises LimitHit where the header hits a limit.
+        """
+        whole = Mail(self.raw + body, self.limits)
+        whole._given = self._given
+        whole.__dict__ |= {"_scanned": self._scanned, "_by_name": self._by_name}  # where Lazy keeps what it knows
+        return whole
+
     def __repr__(self) -> str:
         return f"Mail({len(self.raw)} bytes)"
 

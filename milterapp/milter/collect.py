@@ -60,10 +60,10 @@ class Collector:
             raise LimitHit(self.hit)
         return Mail.from_fields(self._fields, self._limits)
 
-    def message(self) -> Mail:
-        """Return the whole message, and let go of the pieces. Raises LimitHit."""
+    def message(self, header: Mail | None = None) -> Mail:
+        """Return the whole message, and let go of the pieces. header: as `header` gave it last. Raises LimitHit."""
         if self.hit:
             raise LimitHit(self.hit)
         body = b"".join(self._body)
         self._body.clear()
-        return Mail.from_fields(self._fields, self._limits, body)
+        return header.with_body(body) if header else Mail.from_fields(self._fields, self._limits, body)

@@ -233,7 +233,7 @@ class Conversation:
         if self._mail is None:
             self._join()
         if self.context.plan.body and (self._edits_body or not self._settled):
-            self._mail = self._collected.message()
+            self._mail = self._collected.message(self._mail)
             self.site.body(self._mail)
         return self._conclude("eom")
 

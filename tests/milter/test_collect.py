@@ -21,6 +21,23 @@ def test_message_is_what_came() -> None:
     assert collector.message().raw == b"Subject: folded\r\n\tsubject\r\nFrom: a@example.net\r\n\r\none\r\ntwo\r\n"
 
 
+@pytest.mark.parametrize("values", [[b" a", b" b"], [b"a", b" b\n\tc"], [b"a\rb", b"\0"], []])
+def test_message_with_the_header_that_was_read(values: list[bytes]) -> None:
+    """With its header read before, a message is the same to the last byte, field and fault."""
+    collectors = [Collector(Limits()), Collector(Limits())]
+    for one in collectors:
+        for value in values:
+            one.field(b"X", value)
+        one.body(b"--b\r\n\r\nbody\r\n")
+    header = collectors[0].header()
+    assert len(header.values("x")) == len(values)
+    again, anew = collectors[0].message(header), collectors[1].message()
+    assert (again.raw, again.body, again.values("x")) == (anew.raw, anew.body, anew.values("x"))
+    assert [one.span for one in again.header] == [one.span for one in anew.header]
+    assert [one.raw for one in again.header] == [one.raw for one in anew.header]
+    assert (again.complete, again.malformed) == (anew.complete, anew.malformed)
+
+
 @pytest.mark.parametrize(
     ("fields", "chunks", "words"),
     [
