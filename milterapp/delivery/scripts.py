@@ -206,6 +206,7 @@ class Scripts:
         self._runner = Runner(settings, warm=True)
         self._kept: Conversations | None = None
         self._lock = -1
+        self._committed = ""  # the last message whose changes were made
         self._known: set[str] = set()  # messages whose record the journal has
         self._good: set[bytes] = set()  # digests of sources that loaded without a problem
         self.told: list[Told] = []
@@ -278,10 +279,12 @@ class Scripts:
         known = tuple(self._known) if len(self._known) >= _LET_GO else ()
         kept.commit(message, record, changes, mails=mails, now=now, known=known)
         self._known -= set(known)
+        self._committed = message
 
     def journalled(self, message: str) -> None:
         """Know that the journal has the record too, so that it need not be kept beside the changes."""
-        self._known.add(message)
+        if message == self._committed:
+            self._known.add(message)
 
     def write(self, home: int, decision: Decision) -> list[str]:
         """Write every file that scripts asked for; return what could not be written and never will be.

@@ -180,6 +180,17 @@ def test_a_crash_before_the_journal_knew(person: Person, start: Start) -> None:
     assert len(person.mail("Maildir/.Pages")) == 1
 
 
+def test_records_are_let_go_once_the_journal_has_them(person: Person, start: Start) -> None:
+    """What stands beside the changes for a crash takes no room for long; the last one stays."""
+    with_script(person, plain("store['a'] = 1", "mail.file('A')"))
+    agent = start()
+    for number in range(22):
+        assert agent.deliver(Submit(), queue_id=f"4{number:02}").status == "ok"
+    with closing(sqlite3.connect(f"file:{person.home}/.milterapp/scripts.sqlite?mode=ro", uri=True)) as found:
+        kept = found.execute("SELECT COUNT(*), SUM(record != '') FROM committed").fetchone()
+    assert kept == (22, 2)
+
+
 FAILS = {
     "raises": (plain("store['a'] = 1", "raise ValueError('no')"), "ValueError: no"),
     "taint": (plain("mail.forward(mail.sender)"), "Ways out: value.fullmatch(PATTERN)"),
