@@ -39,13 +39,16 @@ _VALUES: dict[str, type] = {
     )
 }
 _FIELDS = {name: tuple(one.name for one in dataclasses.fields(kind)) for name, kind in _VALUES.items()}
+_TRACE = "rules"
+_JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 _PLAIN = frozenset({str, bool, int, float})
 _WORDS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (decision.Verdict, Stage)}
 
 
 def to_text(whole: decision.Decision) -> str:
     """Return the decision as ASCII JSON, without its trace. Raises RecordError for a value of a kind not known here."""
-    return json.dumps(_encode(dataclasses.replace(whole, rules=())), ensure_ascii=True, separators=(",", ":"))
+    fields = {field: _encode(getattr(whole, field)) for field in _FIELDS["Decision"] if field != _TRACE}
+    return _JSON.encode({"": "Decision", **fields})
 
 
 def from_text(text: str) -> decision.Decision:
