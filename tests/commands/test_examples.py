@@ -16,6 +16,7 @@ Milterapp = Callable[..., "subprocess.CompletedProcess[str]"]
 RULES = Path(__file__).parents[2] / "rules"
 EXAMPLES = RULES / "examples"
 MESSAGES: list[dict[str, Any]] = yaml.safe_load((EXAMPLES / "messages.yaml").read_text())["messages"]
+APPS = sorted(RULES.glob("apps/*/rules.yaml"))
 STARTERS = sorted([*RULES.glob("site/*.yaml"), *RULES.glob("personal/*.yaml")])
 
 
@@ -23,7 +24,19 @@ def test_check_passes(milterapp: Milterapp) -> None:
     """`milterapp check` finds nothing wrong in them, with the programs that they need allowed."""
     ended = milterapp("check", "--config", str(RULES / "milterapp.conf"), str(RULES))
     assert ended.returncode == 0, ended.stdout
-    assert ended.stdout.count(", all well\n") == len(STARTERS) + 4
+    assert ended.stdout.count(", all well\n") == len(STARTERS) + len(APPS) + 4
+
+
+def test_applications() -> None:
+    """Each has its line in the list, a page, and tests; together they are less than 600 lines of script."""
+    assert len(APPS) == 3
+    listed = (RULES / "README.md").read_text()
+    for folder in (path.parent for path in APPS):
+        assert f"`apps/{folder.name}`" in listed
+        assert (folder / "README.md").stat().st_size < 4000
+        assert (folder / f"test_{folder.name}.py").exists()
+    scripts = [path.parent / f"{path.parent.name}.py" for path in APPS]
+    assert sum(len(one.read_text().splitlines()) for one in scripts) < 600
 
 
 @pytest.mark.parametrize("path", STARTERS, ids=lambda path: path.stem)
