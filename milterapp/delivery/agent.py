@@ -40,6 +40,7 @@ from milterapp.rules.decision import Decision, Keep, Verdict
 from milterapp.rules.facts import Facts
 from milterapp.rules.truth import Failed, Need, Value
 from milterapp.script.plan import PlanError
+from milterapp.state.database import exists
 from milterapp.state.journal import Journal, Key, StateError
 from milterapp.state.rates import Rates
 
@@ -275,7 +276,7 @@ class Agent:
         if self._journal is not None and not self._journal.database.still_there():
             self._journal.close()
             self._journal = None
-        if self._journal is None and home is not None and os.path.lexists(self._journal_path):
+        if self._journal is None and home is not None and exists(self._journal_path):
             self._journal = Journal(self._journal_path)
         return self._journal
 

@@ -33,7 +33,7 @@ from milterapp.script.memory import Memory, Question, Remembered
 from milterapp.script.plan import Failure, Plan, PlanError, PlanLimits, decode
 from milterapp.script.run import Job, serve, to_bytes, work
 from milterapp.state.conversations import Conversations
-from milterapp.state.database import StateError
+from milterapp.state.database import StateError, exists
 
 __all__ = ["MEMORY", "RefusedError", "Runner", "Scripts", "Told", "mails_of", "plan_limits", "run_script"]
 
@@ -256,7 +256,7 @@ class Scripts:
 
     def committed(self, home: int | None, message: str) -> str:
         """Return the record of a message whose changes were made, "" for none. Raises StateError, OSError."""
-        if home is None or not os.path.lexists(os.path.join(self._state, MEMORY)):
+        if home is None or not exists(os.path.join(self._state, MEMORY)):
             return ""
         kept = self._memory(home)
         return (kept.committed(message) or "") if kept is not None else ""
@@ -326,7 +326,7 @@ class Scripts:
         if self._kept is not None and not self._kept.database.still_there():
             self._kept.close()
             self._kept = None
-        if self._kept is None and (make or os.path.lexists(path)):
+        if self._kept is None and (make or exists(path)):
             self._make_state(home)
             self._kept = Conversations(path)
         return self._kept

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["BUSY", "Database", "StateError"]
+__all__ = ["BUSY", "Database", "StateError", "exists"]
 
 BUSY = 10.0  # seconds to wait for another process's transaction
 
@@ -79,11 +79,13 @@ class Database:
             os.close(folder)
 
     def still_there(self) -> bool:
-        """Tell whether the path still names the file that was opened."""
+        """Tell whether the path still names the file that was opened. Raises StateError where that cannot be seen."""
         try:
             return _identity(self.path) == self._identity
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            raise StateError(f"{self.path}: {error.strerror}") from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -130,6 +132,20 @@ class Database:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+
+def exists(path: str) -> bool:
+    """Tell whether there is such a file. Raises StateError where that cannot be seen: then nothing follows from it.
+
+    os.path.lexists would take an error for "no", and what was done for not done.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}") from error
+    return True
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -224,3 +224,19 @@ def test_a_fault_inside_a_transaction_leaves_it_usable(path: str) -> None:
     with journal.database.reading() as connection:
         assert connection.execute("SELECT count(*) FROM prepared").fetchone() == (1,)
     journal.close()
+
+
+def test_what_cannot_be_seen_is_not_absent(path: str) -> None:
+    """A file behind an error is neither there nor gone: an error taken for "no" would do again what was done."""
+    assert not database.exists(path)
+    journal = Journal(path)
+    assert database.exists(path)
+    assert journal.database.still_there()
+    folder = Path(path).parent
+    folder.rename(folder.with_name("away"))
+    assert not journal.database.still_there()
+    folder.write_text("a file in the place of the folder")
+    for ask in (journal.database.still_there, lambda: database.exists(path)):
+        with pytest.raises(StateError, match="Not a directory"):
+            ask()
+    journal.close()
