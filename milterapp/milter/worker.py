@@ -5,6 +5,7 @@ Must never: fork, end while it has a connection (unless killed), or outlive its 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -22,6 +23,8 @@ from milterapp.milter.listening import Listening
 __all__ = ["LEFT", "READY", "run"]
 
 READY, LEFT = b"r", b"l"
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h of the GNU C library
+_LARGE = 128 * 1024  # bytes
 _SETTLE = 0.05  # seconds between two looks at our connections; one may be between accept(2) and the list of descriptors
 
 
@@ -29,6 +32,7 @@ def run(context: Context, listening: Listening, supervisor: socket.socket, repor
     """Serve until the supervisor closes its end, or libmilter gives up. Never returns. report: where counts go."""
     code = os.EX_SOFTWARE
     try:
+        _one_heap()
         gc.freeze()  # what was loaded before the fork stays shared memory
         os.setpgid(0, 0)  # a terminal's Ctrl-C is the supervisor's to hear
         signal.set_wakeup_fd(-1)
@@ -47,6 +51,18 @@ def run(context: Context, listening: Listening, supervisor: socket.socket, repor
         log.get("milter").exception("worker failed", pid=os.getpid())
     finally:
         os._exit(code)
+
+
+def _one_heap() -> None:
+    """Have the threads share one heap, and what is large go back when it is let go (mallopt(3)).
+
+    libmilter's threads would have a heap each, as large as the largest message that each has seen; Python's lock lets
+    one of them allocate at a time anyway. Where the C library is another one, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _watch(
