@@ -41,6 +41,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TEMPORARY = frozenset({
     errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.EINTR,
     errno.ETIMEDOUT, errno.ENODEV, errno.EHOSTDOWN, errno.ENOTCONN, errno.ECONNREFUSED, errno.EAGAIN,
+    errno.ENOSPC, errno.EDQUOT,
 })  # fmt: skip
 
 _LINKS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import shutil
@@ -39,18 +40,27 @@ def python(script: str, **bounds: Any) -> Program:
 
 
 class Runner:
-    """A runner as uid UID, in place of an agent's; the agent it protects is a process that sleeps."""
+    """A runner as uid UID, in place of an agent's; the agent it protects is a process that sleeps.
 
-    def __init__(self, person: Person, programs: dict[str, Program]) -> None:
+    hidden: where /proc shows a process those alone that it may trace, as the monitor's unit has it.
+    """
+
+    def __init__(self, person: Person, programs: dict[str, Program], *, hidden: bool = False) -> None:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mine.settimeout(120)
-        self.agent = self._fork(lambda: time.sleep(600))
+        self._hidden = hidden
+        self.agent = self._fork(self._sleep)
         made = {name: runner.Bounds(**dataclasses.asdict(one)) for name, one in programs.items()}
         self.pid = self._fork(
             lambda: runner.serve(socket.socket(fileno=3), made, str(person.home), "bob", self.agent), theirs.fileno()
         )
         theirs.close()
         self.programs = Programs(mine)
+
+    @staticmethod
+    def _sleep() -> None:
+        linux.undumpable()
+        time.sleep(600)
 
     def _fork(self, work: Callable[[], object], descriptor: int = -1) -> int:
         pid = os.fork()
@@ -60,6 +70,8 @@ class Runner:
                     os.dup2(descriptor, 3)
                 os.closerange(4, 1024)
                 os.setsid()
+                if self._hidden:
+                    _hide()
                 linux.become(UID, UID)
                 work()
             finally:
@@ -81,6 +93,14 @@ class Runner:
         os.kill(self.agent, signal.SIGKILL)
         os.waitpid(self.agent, 0)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _hide() -> None:
+    """Mount /proc so that it shows nobody else's processes, for this process and its children."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x20000) == 0
+    assert libc.mount(b"none", b"/", None, ctypes.c_ulong(1 << 18 | 16384), None) == 0
+    assert libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(0), b"hidepid=invisible") == 0, ctypes.get_errno()
 
 
 @pytest.fixture
@@ -274,6 +294,21 @@ def test_a_fork_bomb(start: Start) -> None:
     assert one.run().how == "time"
     assert processes_of(UID) == {one.pid, one.agent}
     assert one.run("other").done
+
+
+def test_where_proc_hides_processes(person: Person) -> None:
+    """A program can fork all the same, though nobody can count what its user runs, and a bomb is bounded."""
+    bomb = "import os\nwhile True:\n  try:\n    os.fork()\n  except OSError:\n    pass"
+    three = "sleep 0.1 & sleep 0.1 & wait; ls /proc | grep -c '^[0-9]'"
+    one = Runner(person, {"it": sh(three, processes=3), "bomb": python(bomb, time=2.0)}, hidden=True)
+    try:
+        ran = one.run(wanted=True)
+        assert ran.done
+        assert int(ran.output) < 10  # neither agent nor runner nor anybody else's
+        assert one.run("bomb").how == "time"
+        assert processes_of(UID) == {one.pid, one.agent}
+    finally:
+        assert one.close() == 0
 
 
 def test_a_chain_of_forks(start: Start) -> None:

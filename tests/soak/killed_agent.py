@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from milterapp.settings import Program
 from tests.delivery.agent_process import AgentProcess, Person, Result, Submit
 from tests.soak.ledger import Tried
 from tests.soak.strace import Call, Fault, attach, calls_of
@@ -61,6 +63,19 @@ rules:
       - add_header: {X-Mark: seen}
       - keep
 """
+FILTER_AND_FILE = """\
+rules:
+  - name: mark
+    if: {command: it}
+    then:
+      - filter: mark
+      - file: {folder: Copy, copy: true}
+      - file: Filtered
+"""
+PROGRAMS = {
+    "it": dataclasses.asdict(Program(("/bin/true",), time=60.0)),
+    "mark": dataclasses.asdict(Program(("/bin/sed", "0,/^$/s/^$/X-Mark: seen\\n/"), time=60.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -161,4 +176,11 @@ AGENTS = (
     AgentCase("agent, keep and answer", KEEP_AND_ANSWER, ("Maildir",), ("REPLY",), settings={"keep": "maildir"}),
     AgentCase("agent, copy and refuse", COPY_AND_REFUSE, ("Maildir/.Refused",), (), "reject"),
     AgentCase("agent, hand back", HAND_BACK, (), ("KEEP",)),
+    AgentCase(
+        "agent, filter and file",
+        FILTER_AND_FILE,
+        ("Maildir/.Copy", "Maildir/.Filtered"),
+        (),
+        settings={"programs": PROGRAMS},
+    ),
 )
