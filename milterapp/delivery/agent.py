@@ -176,11 +176,13 @@ class Agent:
             if prepared is None:
                 if not text and (too_many := self._scripts.too_many(decision, now)):
                     return Answer("defer", too_many)
-                text = text or record.to_text(decision)
+                known, text = bool(text), text or record.to_text(decision)
                 self._scripts.commit(home, arrived.key.word, text, decision, arrived.envelope, arrived.raw, now)
                 prepared = journal.prepare(arrived.key, text, now)
                 self._scripts.journalled(arrived.key.word)
                 decision = decision if prepared.fresh else record.from_text(prepared.record)
+                if known:  # it was decided before, so it may have been filed before, whatever became of the journal
+                    prepared = replace(prepared, fresh=False)
             if refused := self._scripts.write(home, decision):
                 event["outputs"] = refused
             maildir = Maildir(home, self._settings.maildir)

@@ -174,6 +174,8 @@ def test_a_crash_before_the_journal_knew(person: Person, start: Start) -> None:
     with closing(sqlite3.connect(person.home / ".milterapp/journal.sqlite", isolation_level=None)) as journal:
         journal.execute("DELETE FROM prepared")
         journal.execute("DELETE FROM done")
+    (filed,) = (person.home / "Maildir/.Pages/new").iterdir()
+    filed.rename(filed.with_name("1" + filed.name[1:].replace(filed.name[1:10], "000000000", 1)))  # long ago
     result = start().deliver(Submit())
     assert (result.status, result.event["retry"]) == ("ok", True)
     assert memory(person)["stored"][1] == ("count", 0, "1")
