@@ -37,6 +37,7 @@ class Command(Protocol):
 COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("milterapp.commands.test", "try rules on a message: what matched and why, what would become of it"),
     "check": ("milterapp.commands.check", "validate rules and configuration, and run the tests beside the rules"),
+    "routes": ("milterapp.commands.routes", "list what of a script answers at which address"),
     "milter": ("milterapp.commands.milter", "run the in-line milter (a service)"),
     "monitor": ("milterapp.commands.monitor", "run delivery for each recipient (a service)"),
     "lmtp": ("milterapp.commands.lmtp", "take mail from Postfix over LMTP (a service)"),

@@ -25,7 +25,7 @@ from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits,
 from milterapp.script.routes import START, Application, is_state
 from milterapp.script.untrusted import WAYS_OUT
 
-__all__ = ["Job", "examine", "run", "serve", "to_bytes", "work"]
+__all__ = ["Job", "examine", "listed", "run", "serve", "to_bytes", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,24 @@ def examine(source: bytes, file: str) -> bytes:
     """Return what is wrong with a script as a JSON list of [line, column, text]. Its top level runs here."""
     _, problems = loading.load(source, file)
     return json.dumps([[one.place.line, one.place.column, one.text] for one in problems]).encode("ascii")
+
+
+def listed(source: bytes, file: str, address: str = "") -> bytes:
+    """Return the routes of a script as JSON, those alone that match an address where one is given; or its problems."""
+    script, problems = loading.load(source, file)
+    if script is None:
+        found = [[one.place.line, one.place.column, one.text] for one in problems]
+        return json.dumps({"problems": found}).encode("ascii")
+    made = script.application or Application((), ())
+    routes = []
+    for state, functions in ((False, made.stateless), (True, made.states)):
+        for function, several in functions:
+            for one in several:
+                captures = one.match(address.lower()) if address else {}
+                if captures is not None:
+                    shown = {"function": function.__name__, "state": state, "route": one.text, "line": one.line}
+                    routes.append(shown | {"per": list(one.per), "captures": captures})
+    return json.dumps({"main": script.main is not None, "routes": routes}).encode("ascii")
 
 
 def run(job: Job, memory: Memory) -> Plan | Failure:

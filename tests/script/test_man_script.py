@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from milterapp import script
+from milterapp.commands.main import COMMANDS
 from milterapp.delivery.sandbox import Bounds
 from milterapp.rules.load import load
 from milterapp.script.actions import File, Reply, Store
@@ -18,6 +20,7 @@ from milterapp.script.mail import Attachment, Mail, Person
 from milterapp.script.memory import Remembered
 from milterapp.script.plan import Plan, PlanLimits
 from milterapp.script.untrusted import Untrusted
+from milterapp.testing import Application
 from tests.script.sample import planned
 from tests.script.test_run import HARD, report
 
@@ -76,6 +79,62 @@ def test_the_application_example() -> None:
     assert planned(source, member, to="dev-unsubscribe@h").state == "START"
     bounced = planned(source, to="dev-bounce@h", sender="", raw=report(HARD, "Action: failed", "Status: 5.1.1"))
     assert bounced.actions == (Store("bob@example.net", True, '"5.1.1"'),)
+
+
+TUTORIAL = re.findall(r"^\.EX\n(.*?)^\.EE$", PAGE.partition(".SH TUTORIAL\n")[2], re.MULTILINE | re.DOTALL)
+TABLE = PAGE.partition(".SH FROM LAMSON OR SALMON\n")[2].partition(".SH")[0]
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    """Each step of the tutorial does what it says, its test included."""
+    rule, thanks, counting, page, asking, test = TUTORIAL
+    policy, problems = load(rule.encode(), "rules.yaml", site=False, read_script=lambda _: b"")
+    assert policy is not None, problems
+    script, template = tmp_path / "guests.py", tmp_path / "guests.html"
+    template.write_text(page)
+    script.write_text(thanks)
+    with Application(script, user="ana@example.org") as book:
+        said = book.say("ana+guests@example.org", sender="bo@example.net", subject="x")
+        assert (said.letter.text, said.kept) == ("Thank you for: x\n", True)
+    script.write_text(counting)
+    with Application(script, user="ana@example.org") as book:
+        for number in (1, 2):
+            said = book.say("ana+guests@example.org", sender="bo@example.net", subject=f"<{number}>")
+            assert said.letter.text == f"You are guest number {number}\n"
+        assert book.outputs["index.html"].endswith("<p>&lt;1&gt;</p>\n<p>&lt;2&gt;</p>\n")
+    script.write_text(asking)
+    made: list[Application] = []
+
+    def mailapp(name: str, user: str) -> Application:
+        made.append(Application(tmp_path / name, user=user))
+        return made[-1]
+
+    names: dict[str, Any] = {}
+    exec(test, names)
+    names["test_a_guest"](mailapp)
+    again = made[0].say("ana+guests@example.org", sender="bo@example.net").letter
+    assert again.text == "You are in the book already.\n"
+    made[0].close()
+
+
+def test_the_table() -> None:
+    """Every name of ours beside one of Lamson's is there."""
+    right = [row.split("\n", 1)[1] for row in TABLE.split(".TP\n.B ")[1:]]
+    text = "\n".join(right)
+    assert len(right) > 15
+    assert set(re.findall(r"mail\.(\w+)", text)) <= names(Mail)
+    assert set(re.findall(r"\b(confirm|output|store|template|route|stateless)\b", text)) <= set(script.__all__)
+    assert re.findall(r"milterapp (\w+)", text) == ["routes"]
+    assert "routes" in COMMANDS
+    assert set(re.findall(r"\b(sent|letters|state|say|deliver)\b", text)) == {
+        "sent",
+        "letters",
+        "state",
+        "say",
+        "deliver",
+    }
+    assert all(hasattr(Application, name) for name in ("say", "deliver", "state"))
+    assert all(one in PAGE for one in ("per=", "@stateless", "mailapp"))
 
 
 def test_the_rule_that_calls_it() -> None:
