@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
         captures = " ".join(f"{key}={value}" for key, value in one.get("captures", {}).items())
         per = f" per {', '.join(one['per'])}" if one["per"] else ""
         kind = "" if one["state"] else " (stateless)"
-        place = f"{options.file}:{one['line']}"
-        print(f"{one['function']}{kind}{per}: {one['route']} [{place}] {captures}".rstrip())
+        where = f"{options.file}:{one['line']}"
+        print(f"{one['function']}{kind}{per}: {one['route']} [{where}] {captures}".rstrip())
     if not found["routes"]:
         print("main: every address" if found["main"] else "no route answers there")
     return os.EX_OK
