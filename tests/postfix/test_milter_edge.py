@@ -116,6 +116,28 @@ def test_helo_of_eight_bits(eight_bits: Site) -> None:
     assert " event=fault" not in eight_bits.service_log("milter")
 
 
+def test_a_fault_of_ours(site: Site) -> None:
+    """What cannot be carried out is put off in our words, with the queue id and the place in the code in the log."""
+    site.site_rules("rules:\n  - name: odd\n    if: {recipient: {contains: car ol}}\n    then: discard\n")
+    with raw() as say:
+        for line in ("EHLO a.example", "MAIL FROM:<a@home.example>", f"RCPT TO:<{ALICE}>"):
+            assert say(line.encode() + b"\r\n").startswith(b"250")
+        assert say(b'RCPT TO:<"alice+car ol"@example.org>\r\n').startswith(b"250")
+        assert say(b"DATA\r\n").startswith(b"354")
+        said = say(b"Subject: x\r\n\r\nx\r\n.\r\n")
+        assert said == b"451 4.3.0 The mail filter could not decide, please try again later\r\n"
+        assert say(b"RSET\r\n").startswith(b"250")
+    (line,) = [one for one in site.service_log("milter").splitlines() if " event=fault" in one]
+    queue_id = line.partition(" queue_id=")[2].partition(" ")[0]
+    assert len(queue_id) > 5
+    assert "ValueError" in line
+    assert "apply.py:" in line
+    (event,) = events(site, queue_id)[1:]
+    assert event["verdict"] == "defer"
+    site.settle()
+    assert site.inbox("alice") == []
+
+
 def test_refused_at_helo(ruled: Site) -> None:
     """A refusal at HELO is what the client hears at MAIL; Postfix says 250 to HELO, as Sendmail does."""
     with raw() as say:
