@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Container, Iterator, Mapping
 
 from milterapp.milter.event import Happening
 
@@ -38,7 +38,7 @@ class Counters:
         """Begin to report, in the worker."""
         threading.Thread(target=self._run, daemon=True).start()
 
-    def add(self, happening: Happening, seconds: float, observers: Set[str]) -> None:
+    def add(self, happening: Happening, seconds: float, observers: Container[str]) -> None:
         """Count one event of a message."""
         decision = happening.decision
         verdict = happening.answer if happening.fault else decision.verdict.value

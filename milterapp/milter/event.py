@@ -6,7 +6,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,10 @@ class Happening:
     undone: tuple[str, ...] = ()
 
 
-def fields_of(happening: Happening, observers: Set[str], milliseconds: Mapping[str, float]) -> dict[str, Any]:
+def fields_of(happening: Happening, observers: Mapping[str, str], milliseconds: Mapping[str, float]) -> dict[str, Any]:
     """Return the event's fields in reading order; what there is nothing to say of is None and left out.
 
-    observers: the names of the rules that only observe.
+    observers: by the name of each rule that only observes, the words of its actions.
     """
     decision = happening.decision
     return {
@@ -55,7 +55,7 @@ def fields_of(happening: Happening, observers: Set[str], milliseconds: Mapping[s
         "reply": None if decision.reply is None else str(decision.reply),
         "stage": None if decision.stage is None else decision.stage.word,
         "rules": [one for one in decision.matched if one not in observers] or None,
-        "would_have": [one for one in decision.matched if one in observers] or None,
+        "would_have": [f"{one}: {observers[one]}" for one in decision.matched if one in observers] or None,
         "refused": _recipients(decision, Verdict.REJECT, Verdict.DEFER),
         "removed": _recipients(decision, Verdict.DISCARD),
         "exempt": _recipients(decision, Verdict.ACCEPT),

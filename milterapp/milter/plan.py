@@ -5,7 +5,8 @@ Must never: leave out a step that a rule reads, or a reply where a rule could an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from milterapp.mail.envelope import Stage
 from milterapp.rules.policy import Policy
@@ -42,13 +43,13 @@ _ANSWERS: dict[Step, frozenset[Stage]] = {
 class Plan:
     """steps: what is wanted; answers: the steps of these at which rules may have an answer, the others go unanswered.
 
-    body: some rule reads the body. observers: rules that only observe.
+    body: some rule reads the body. observers: by the name of each rule that only observes, what it would do.
     """
 
     steps: frozenset[Step]
     answers: frozenset[Step]
     body: bool
-    observers: frozenset[str] = frozenset()
+    observers: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_for(policy: Policy) -> Plan:
@@ -63,5 +64,9 @@ def plan_for(policy: Policy) -> Plan:
     if policy.reads_body:
         steps.add("body")
         answers.add("body")
-    observers = frozenset(rule.name for rule in policy.rules if rule.observe)
+    observers = {
+        rule.name: ", ".join(dict.fromkeys(action.word for action in rule.actions))
+        for rule in policy.rules
+        if rule.observe
+    }
     return Plan(frozenset(steps), frozenset(answers), policy.reads_body, observers)

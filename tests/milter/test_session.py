@@ -124,7 +124,7 @@ def subject(text: str) -> dict[str, Any]:
             b"x",
             subject("watched"),
             ("eom", "a", ""),
-            {"verdict": "none", "would_have": ["watching"]},
+            {"verdict": "none", "would_have": ["watching: reject"]},
             id="observed",
         ),
         pytest.param(
@@ -461,3 +461,20 @@ def test_large_body(serve: Serve) -> None:
     outcome = connected(service).message(body=b"x" * 300_000)
     assert (outcome.at, outcome.text[:9]) == ("eom", "451 4.3.0")
     assert service.message_event()["fault"] == "eom: a message of more than 100000 bytes"
+
+
+@pytest.mark.parametrize(("on_error", "code"), [("defer", "y"), ("accept", "a")])
+def test_what_cannot_be_carried_out(serve: Serve, on_error: str, code: str) -> None:
+    """A decision that cannot be put into calls is a fault: its queue id and its place in the code are in the log, no
+    call is made, and the client hears on_error's answer in our words.
+    """
+    rules = "rules:\n  - name: odd\n    if: {recipient: {domain: odd.example}}\n    then: discard\n"
+    service = serve(rules, milter={"on_error": on_error})
+    outcome = connected(service).message(recipients=[ALICE, b'<"car ol"@odd.example>'])
+    assert (outcome.at, outcome.code, outcome.edits) == ("eom", code, [])
+    assert on_error == "accept" or outcome.text.startswith("451 4.3.0 The mail filter could not decide")
+    event = service.message_event()
+    assert event["fault"].startswith("eom: ValueError: an address")
+    (fault,) = service.events("fault")
+    assert fault["queue_id"] == event["queue_id"] == "4cXyZ01"
+    assert "apply.py:" in str(fault)
