@@ -10,6 +10,7 @@ import time
 
 from milterapp.rules.truth import Failed, Need, Value
 from milterapp.state import counting
+from milterapp.state.counting import MEMORY
 from milterapp.state.database import StateError
 
 __all__ = ["Recall"]
@@ -64,10 +65,10 @@ class Recall:
             return self._memory, due
 
     def _end(self, *, anew: bool) -> None:
-        """anew: open it again for the next question, as a file may have been moved away."""
+        """anew: open it again for the next question, as a file may have been moved away. Ours would only forget."""
         with self._lock:
             self._asking -= 1
-            if anew or self._leaving:
+            if (anew and self._where != MEMORY) or self._leaving:
                 self._let_go()
 
     def _let_go(self) -> None:

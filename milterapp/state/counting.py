@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from milterapp.state.database import StateError
 from milterapp.state.rates import Rates, handle_of
 
-__all__ = ["FILE", "REDIS", "Counting", "Fleeting", "Shared", "opened"]
+__all__ = ["FILE", "MEMORY", "REDIS", "Counting", "Fleeting", "Shared", "opened"]
 
 FILE = "rates.sqlite"
+MEMORY = "memory"
 REDIS = ("redis://", "rediss://", "unix://")
 _PATIENCE = 2.0  # seconds; a step of an SMTP session has five
 _MOST = 1_000_000  # messages that a process counts at once, all handles together
@@ -145,7 +146,7 @@ class Shared:
 
 def opened(where: str) -> Counting:
     """Return the memory that a setting names: `memory`, a Redis URL, or a folder. Raises StateError."""
-    if where == "memory":
+    if where == MEMORY:
         return Fleeting()
     if where.startswith(REDIS):
         return Shared(where)

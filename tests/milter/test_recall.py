@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from milterapp.milter.recall import Recall
+from milterapp.rules.truth import Failed, Need
+from milterapp.state import counting
 from tests.milter.conftest import NOBODY, Serve
 from tests.state.redis_server import PROGRAM, redis_server
 
@@ -99,3 +102,23 @@ def test_a_memory_that_fails(serve: Serve, site: str, rule: str, wanted: str) ->
     assert service.peer().message().code == wanted
     assert service.peer().message(sender=b"<a@elsewhere.example>").code == "a"
     assert any("/proc/folder" in str(one.get("fault", "")) for one in service.events("message"))
+
+
+@pytest.mark.parametrize(("on_error", "wanted"), [("defer", "y"), ("accept", "a")])
+def test_a_server_that_is_not_there(serve: Serve, on_error: str, wanted: str) -> None:
+    """A Redis server that cannot be reached is answered by on_error too, and named in the log without its password."""
+    service = serve(RATE, milter={"state": "redis://:secret@127.0.0.1:1/0", "on_error": on_error})
+    assert service.peer().message().code == wanted
+    assert "127.0.0.1:1" in service.message_event()["fault"]
+    assert not any("secret" in str(one) for one in service.lines())
+
+
+def test_a_memory_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process can count no more it says so, and forgets nothing of what it has counted."""
+    monkeypatch.setattr(counting, "_MOST", 2)
+    recall = Recall(counting.MEMORY)
+    need = Need("rate", "r", ("a@example.net",), 3600.0)
+    assert [recall.answer(need, one) for one in ("m1", "m2")] == [1, 2]
+    assert isinstance(recall.answer(need, "m3"), Failed)
+    assert recall.answer(need, "m2") == 2
+    assert isinstance(recall.answer(need, "m4"), Failed)

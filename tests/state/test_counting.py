@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -133,6 +135,21 @@ def test_a_password_is_not_told() -> None:
     with pytest.raises(StateError) as told:
         opened("redis://user:secret@127.0.0.1:1/0").rate("r", KEY, "m1", now=0.0, within=HOUR)
     assert "secret" not in str(told.value)
+
+
+def test_a_server_that_says_nothing() -> None:
+    """One that takes connections and never answers is given up on in the time that a step has."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        found = opened(f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
+        with pytest.raises(StateError, match=r"[Tt]imeout"):
+            found.rate("r", KEY, "m1", now=0.0, within=HOUR)
+        mute.settimeout(0)
+        tries = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                mute.accept()[0].close()
+                tries += 1
+        assert tries == 1  # each costs two seconds
 
 
 def test_what_is_over_is_forgotten(tmp_path: Path) -> None:
