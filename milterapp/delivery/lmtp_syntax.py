@@ -49,6 +49,8 @@ def path(argument: str, word: str) -> tuple[str, Mapping[str, str]]:
 
 def xtext(value: str) -> str:
     """Return what xtext stands for; a `+` without two hexadecimal digits stays one."""
+    if "+" not in value and value.isascii():
+        return value
     data = _XTEXT.sub(lambda match: chr(int(match[1], 16)), value)
     if all(ord(char) < 256 for char in data):
         return data.encode("latin-1").decode("utf-8", "surrogateescape")

@@ -63,7 +63,7 @@ class SmtpPeer:
             word = line[:4].upper()
             said[word] = line.rstrip("\r\n")
             if word in ("EHLO", "LHLO"):
-                say("250-localhost\r\n250-8BITMIME\r\n250 SMTPUTF8")
+                say("250-localhost\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8")
             elif word == "DATA":
                 say("354 go on")
                 data = b""

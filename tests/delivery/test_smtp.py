@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.delivery.smtp import AddressError, SmtpError, Transaction, endpoint, path, send, wire_form
+from milterapp.delivery.smtp import AddressError, FinalError, SmtpError, Transaction, endpoint, path, send, wire_form
 
 GREETING = "220 mail.example.org ESMTP"
 OFFER = "250-mail.example.org\r\n250-SIZE\r\n250-8BITMIME\r\n250 SMTPUTF8"
@@ -135,6 +135,37 @@ def test_extensions_are_used_where_needed(
     assert peers[0].heard[1] == mail
 
 
+PIPELINING = OFFER.replace("250-SIZE", "250-PIPELINING")
+
+
+def test_all_at_once_where_the_server_takes_it(tmp_path: Path) -> None:
+    """A server that offers PIPELINING hears envelope and DATA in one packet, and the message with QUIT in another."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "smtp"))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                for replies in (GOOD[:1], [PIPELINING], GOOD[2:5], [GOOD[5], "221 Bye"]):
+                    connection.sendall("".join(f"{one}\r\n" for one in replies).encode())
+                    heard.append(connection.recv(65536))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        transaction = Transaction("a@x.org", "b@x.org", eight_bit=False)
+        assert send(str(tmp_path / "smtp"), transaction, [b"x: y\n", b"\nz\n"], timeout=10) == "4XyZ12abC"
+        thread.join(10)
+    assert heard == [
+        b"EHLO localhost\r\n",
+        b"MAIL FROM:<a@x.org>\r\nRCPT TO:<b@x.org>\r\nDATA\r\n",
+        b"x: y\r\n\r\nz\r\n.\r\nQUIT\r\n",
+        b"",
+    ]
+
+
+@pytest.mark.parametrize("offer", [OFFER, PIPELINING], ids=["one by one", "all at once"])
 @pytest.mark.parametrize("step", range(6))
 @pytest.mark.parametrize(
     "reply",
@@ -146,13 +177,24 @@ def test_extensions_are_used_where_needed(
         pytest.param(None, id="closed"),
     ],
 )
-def test_everything_else_is_a_fault(tmp_path: Path, peers: list[Peer], step: int, reply: str | None) -> None:
+def test_everything_else_is_a_fault(
+    tmp_path: Path, peers: list[Peer], step: int, reply: str | None, offer: str
+) -> None:
     """Any reply but the expected one, at any step, is a temporary fault that quotes it; never success."""
-    peers.append(Peer(tmp_path, [*GOOD[:step], reply]))
+    peers.append(Peer(tmp_path, [*[GREETING, offer, *GOOD[2:]][:step], reply]))
     with pytest.raises(SmtpError) as raised:
         send(peers[0].address, Transaction("a@x.org", "b@x.org"), [b"x\n"], timeout=10)
     if reply and reply[0] in "45":
         assert reply in str(raised.value)
+
+
+def test_a_message_for_nobody_is_never_ended(tmp_path: Path, peers: list[Peer]) -> None:
+    """A server that refuses the recipient and goes on to DATA all the same sees no end of the message."""
+    peers.append(Peer(tmp_path, [GREETING, PIPELINING, "250 Ok", "550 5.1.1 nobody", "354 go on", "250 Ok"]))
+    with pytest.raises(FinalError, match="nobody"):
+        send(peers[0].address, Transaction("a@x.org", "b@x.org"), [b"x: y\n"], timeout=10)
+    peers[0].close()
+    assert peers[0].heard[-1] == b"DATA\r\n"
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
