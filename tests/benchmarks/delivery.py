@@ -217,7 +217,7 @@ def report(candidates: Sequence[Candidate]) -> str:
     spent = {name: statistics.median(one.cpu) for name, one in found.items()}
     rate = {name: statistics.median(one.rate) for name, one in found.items()}
     rows = [
-        [one.name, f"{spent[one.name]:.1f}", f"{rate[one.name]:.0f}", *(f"{1000 * part:.0f}" for part in _shares(one))]
+        [one.name, f"{spent[one.name]:.1f}", f"{rate[one.name]:.0f}", *(f"{1000 * part:.1f}" for part in _shares(one))]
         for one in sorted(candidates, key=lambda one: spent[one.name])
     ]
     out = [render(["through Postfix to", "CPU, ms", "messages/s", "delay p50, ms", "p95, ms"], rows), ""]
@@ -324,6 +324,7 @@ def _attach(host: Host, candidates: Sequence[Candidate]) -> None:
         mydestination=", ".join(["localhost", *(one.domain for one in candidates)]),
         transport_maps="inline:{ " + ", ".join(f"{one.domain}=local-{one.word}:" for one in candidates) + " }",
         smtpd_client_connection_count_limit="0", local_recipient_maps="", smtpd_recipient_restrictions="permit",
+        delay_logging_resolution_limit="4",
     )  # fmt: skip
     for one in candidates:
         name = f"local-{one.word}"
