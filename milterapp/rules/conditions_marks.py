@@ -13,7 +13,7 @@ from milterapp.rules.conditions import Direct
 from milterapp.rules.decision import Scripted
 from milterapp.rules.facts import Facts
 from milterapp.rules.folding import fold, fold_domain
-from milterapp.rules.lists import TypedList
+from milterapp.rules.lists import TypedList, network_of
 from milterapp.rules.truth import Marks, Need, Truth, Value
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
 
 TagName = NewType("TagName", str)
 ProgramName = NewType("ProgramName", str)
+
+_HOST = 64  # bits of an IPv6 address that tell hosts apart (RFC 4291 section 2.5.1: the rest is the interface's)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ class Rate(Asked):
     """More messages than `over` within a time, counted by one of `client`, `login`, `sender`, `sender_domain`,
     `recipient`, `recipient_domain`, or by several together: `rate: {by: login, over: 100, within: 1 hour}`. Each rule
     counts for itself, the messages for which all else in it holds, each of them once. It does not hold for a message
-    that has no such thing. Counted by recipient it is a condition on one `recipient`.
+    that has no such thing. Clients with IPv6 are counted by their network of 64 bits, of which one host has every
+    address. Counted by recipient it is a condition on one `recipient`.
     """
 
     word = "rate"
@@ -159,14 +162,27 @@ class RateOfRecipient(Rate):
 
 def _counted_by(word: str, facts: Facts) -> str:
     name, _, domain = word.partition("_")
-    if name in ("client", "login"):
-        return str(getattr(facts.envelope, name))
+    if name == "client":
+        return _client(facts.envelope.client)
+    if name == "login":
+        return facts.envelope.login
     address = facts.envelope.sender if name == "sender" else facts.recipient
     local, host = split_address(address)
     if domain:
         return fold_domain(host)
     user, _ = split_detail(fold(local), facts.delimiter)
     return f"{user}@{fold_domain(host)}" if address else ""
+
+
+def _client(address: str) -> str:
+    """Return an IPv4 address, the network of an IPv6 address, what is neither as it is."""
+    try:
+        network = network_of(address)
+    except ValueError:
+        return address
+    if network.version == 4:
+        return str(network.network_address)
+    return str(network.supernet(new_prefix=_HOST))
 
 
 @dataclass(frozen=True, slots=True)

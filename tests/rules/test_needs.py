@@ -68,6 +68,23 @@ def test_deciding_goes_on_with_the_answer(condition: str, answer: Value, wanted:
     assert (decision.matched == ("it",)) is (wanted is True)
 
 
+CLIENTS = {
+    "IPv4": ("192.0.2.7", "192.0.2.7"),
+    "IPv4 within IPv6": ("::ffff:192.0.2.7", "192.0.2.7"),
+    "IPv6": ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+    "its neighbour": ("2001:DB8:1:2::1", "2001:db8:1:2::/64"),
+    "another network": ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+    "no address": ("unknown", "unknown"),
+}
+
+
+@pytest.mark.parametrize(("client", "counted"), CLIENTS.values(), ids=CLIENTS)
+def test_what_a_client_is_counted_by(client: str, counted: str) -> None:
+    """A host with IPv6 has 2 to the 64 addresses to send from, and one count."""
+    need = asked(RATE.replace("RATE", "rate: {by: client, over: 3, within: 1 hour}"), client=client)
+    assert need == Need("rate", "it", (counted,), HOUR)
+
+
 NOTHING = {
     "the rule does not hold": "rules:\n- {name: it, if: {subject: other, duplicate: yes}, then: discard}\n",
     "an earlier rule ended": "rules:\n- {name: a, then: stop}\n- {name: it, if: {duplicate: yes}, then: discard}\n",
