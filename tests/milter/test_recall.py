@@ -70,6 +70,12 @@ def test_what_is_over_the_rate(serve: Serve, kind: str, request: pytest.FixtureR
     assert service.peer().message(sender=b"<a@elsewhere.example>").code == "a"
 
 
+def test_hosts_share_a_server(serve: Serve, server: str) -> None:
+    """What one milter counted, the milter of another host knows."""
+    one, other = (serve(RATE, milter={"state": server}) for _ in range(2))
+    assert [service.peer().message().code for service in (one, other, one, other)] == ["a", "a", "y", "y"]
+
+
 def test_it_outlives_the_service(serve: Serve, folder: str) -> None:
     """A milter that is started anew knows what was counted before."""
     assert codes(serve, folder, 2) == ["a", "a"]
