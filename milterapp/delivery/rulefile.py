@@ -272,6 +272,8 @@ class RuleFile:
                 return self._read(folder, name)
             except UnsafeError as error:
                 raise OSError(errno.EPERM, str(error)) from error
+            except OSError as error:
+                raise _beside(error, name) from error
 
         return read_list
 
@@ -284,6 +286,8 @@ class RuleFile:
                     found[path] = self._read(own, path.rpartition("/")[2], path)
             except UnsafeError as error:
                 raise OSError(errno.EPERM, str(error)) from error
+            except OSError as error:
+                raise _beside(error, path) from error
             return found[path]
 
         return read_script
@@ -292,6 +296,13 @@ class RuleFile:
         return bool(self._stamps) and all(
             _stamp(os.stat(name, dir_fd=folder, follow_symlinks=False)) == stamp for name, stamp in self._stamps.items()
         )
+
+
+def _beside(error: OSError, name: str) -> OSError | Unavailable:
+    """Return what a file beside the rules that cannot be read is: a problem of them, or of the moment."""
+    if error.errno in _TEMPORARY - {errno.EACCES, errno.EPERM}:
+        return Unavailable(f"{name}: {error.strerror}")
+    return error
 
 
 def plain_files(folder: int) -> list[str]:

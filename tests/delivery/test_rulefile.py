@@ -280,6 +280,35 @@ def test_a_file_system_that_fails_is_temporary(descriptor: int, number: int, mon
         RuleFile(".milterapp/rules.yaml", os.geteuid()).load(descriptor)
 
 
+BESIDE = {
+    "list.txt": "lists:\n  l: {file: list.txt}\nrules:\n- {name: a, if: {from: {in: l}}, then: {file: A}}\n",
+    "page.py": "rules:\n- {name: a, then: {script: page.py}}\n",
+}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_file_beside_the_rules_that_cannot_be_read_now(
+    home: Path, descriptor: int, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of the moment is no problem of the rules, of which their user would be told; closed to its user it is."""
+    _rules(home).write_text(BESIDE[name])
+    real = os.open
+
+    def failing(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == name:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", failing)
+    rules = RuleFile(".milterapp/rules.yaml", os.geteuid())
+    if number == errno.EACCES:
+        assert "cannot be read: Permission denied" in str(rules.load(descriptor).problems[0])
+        return
+    with pytest.raises(Unavailable, match=name):
+        rules.load(descriptor)
+
+
 @pytest.mark.parametrize(
     ("rule", "problem"),
     [

@@ -53,7 +53,8 @@ class ScriptCase(AgentCase):
         files = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.html")}
         if (stored, states) not in (({}, []), (STORED, ["OPEN"])) or not files.items() <= FILES.items():
             findings.append("corrupted")
-        if not stored and (files or submit.sent or person.mail("Maildir/.Pages")):
+        left = [kind for _, kind, _ in submit.sent if kind != "NOTICE"]
+        if not stored and (files or left or person.mail("Maildir/.Pages")):
             findings.append("false success")  # something left that was not decided
         if done and (not stored or waiting or files != FILES or list(out.rglob(".*"))):
             findings.append("lost")
