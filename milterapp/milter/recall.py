@@ -16,6 +16,8 @@ from milterapp.state.database import StateError
 __all__ = ["Recall"]
 
 _SWEEP = 600.0  # seconds between two sweeps of what counts no more
+_SLOW = 0.5  # seconds; a memory that took that long to fail is left alone
+_REST = 2.0  # for so many, in which every question fails at once: a step has few seconds, and many may wait
 
 
 class Recall:
@@ -28,24 +30,34 @@ class Recall:
         self._asking = 0
         self._leaving = False
         self._swept = 0.0
+        self._resting = 0.0  # until when, of the monotonic clock
+        self._why = ""
 
     def answer(self, need: Need, message: str) -> Value:
         """Return the answer to a need, Failed where the memory cannot be asked. message: tells it from all others."""
-        now = time.time()
+        now, begun = time.time(), time.monotonic()
+        if begun < self._resting:
+            return Failed(self._why)
         try:
             memory, due = self._begin(now)
         except StateError as error:
-            return Failed(str(error))
+            return self._failed(error, begun)
         try:
             ask = memory.rate if need.kind == "rate" else memory.duplicate
             found: Value = ask(need.rule, need.key, message, now=now, within=need.within)
             if due:
                 memory.expire(now)
         except StateError as error:
-            found = Failed(str(error))
+            found = self._failed(error, begun)
         finally:
             self._end(anew=isinstance(found, Failed))
         return found
+
+    def _failed(self, error: StateError, begun: float) -> Failed:
+        failed = time.monotonic()
+        if failed - begun > _SLOW:
+            self._why, self._resting = str(error), failed + _REST
+        return Failed(str(error))
 
     def leave(self) -> None:
         """Hold no connection from now on while nobody asks: a worker that leaves ends with its last mail server."""

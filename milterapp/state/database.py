@@ -26,7 +26,7 @@ class Database:
     """A database and the one lock that its threads share.
 
     durable: whether a commit waits for the disk; without it the last ones may be lost with the machine (not with the
-    process), and the file stays whole. patience: seconds to wait for other processes.
+    process), and the file stays whole. patience: seconds to wait for other processes, and for other threads.
     Raises StateError where the file or its folder belongs to somebody else, is open to others, or is no database.
     """
 
@@ -34,6 +34,7 @@ class Database:
         self.path = path
         self._synchronous = "FULL" if durable else "NORMAL"
         self._lock = threading.Lock()
+        self._patience = patience
         try:
             _check(path)
             # mode=rw: what `_check` did not make is not there, even where its folder is another one by now
@@ -88,12 +89,22 @@ class Database:
             raise StateError(f"{self.path}: {error.strerror}") from error
 
     @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the threads before us, who may each wait for another process. Raises StateError."""
+        if not self._lock.acquire(timeout=self._patience):
+            raise StateError(f"{self.path}: other threads have had it for {self._patience:g} s")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Give the connection inside a write transaction: committed, and on disk, at the end; else rolled back.
 
         Raises StateError for every fault of the database.
         """
-        with self._lock:
+        with self._turn():
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -113,7 +124,7 @@ class Database:
         Outside of a transaction SQLite commits each statement: a third of the calls that transaction() makes.
         Raises StateError for every fault of the database.
         """
-        with self._lock:
+        with self._turn():
             try:
                 return self._connection.execute(statement, values).rowcount
             except sqlite3.Error as error:
@@ -122,7 +133,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give the connection for single reads. Raises StateError for every fault of the database."""
-        with self._lock:
+        with self._turn():
             try:
                 yield self._connection
             except sqlite3.Error as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from milterapp.milter import recall
 from milterapp.milter.recall import Recall
 from milterapp.rules.truth import Failed, Need
 from milterapp.state import counting
@@ -119,12 +120,35 @@ def test_a_server_that_is_not_there(serve: Serve, on_error: str, wanted: str) ->
     assert not any("secret" in str(one) for one in service.lines())
 
 
+def test_a_memory_that_is_slow_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory that took its time to fail is left alone for a while: it would cost as much each time."""
+    tried: list[str] = []
+
+    def opened(where: str) -> counting.Counting:
+        tried.append(where)
+        return real(where)
+
+    real = counting.opened
+    monkeypatch.setattr(counting, "opened", opened)
+    monkeypatch.setattr(recall, "_SLOW", -1.0)
+    monkeypatch.setattr(recall, "_REST", 3600.0)
+    need = Need("rate", "r", ("a@example.net",), 3600.0)
+    memory = Recall("/nonexistent/folder")
+    found = [memory.answer(need, one) for one in ("m1", "m2", "m3")]
+    assert tried == ["/nonexistent/folder"]
+    assert all(isinstance(one, Failed) and "/nonexistent/folder" in one.reason for one in found)
+    monkeypatch.setattr(recall, "_REST", 0.0)
+    memory = Recall("/nonexistent/folder")
+    assert all(isinstance(memory.answer(need, one), Failed) for one in ("m1", "m2"))
+    assert len(tried) == 3
+
+
 def test_a_memory_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a process can count no more it says so, and forgets nothing of what it has counted."""
     monkeypatch.setattr(counting, "_MOST", 2)
-    recall = Recall(counting.MEMORY)
+    memory = Recall(counting.MEMORY)
     need = Need("rate", "r", ("a@example.net",), 3600.0)
-    assert [recall.answer(need, one) for one in ("m1", "m2")] == [1, 2]
-    assert isinstance(recall.answer(need, "m3"), Failed)
-    assert recall.answer(need, "m2") == 2
-    assert isinstance(recall.answer(need, "m4"), Failed)
+    assert [memory.answer(need, one) for one in ("m1", "m2")] == [1, 2]
+    assert isinstance(memory.answer(need, "m3"), Failed)
+    assert memory.answer(need, "m2") == 2
+    assert isinstance(memory.answer(need, "m4"), Failed)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from milterapp.state.database import StateError
 from milterapp.state.rates import Rates
 
 HOUR = 3600.0
@@ -20,6 +21,28 @@ def rates(tmp_path: Path) -> Iterator[Rates]:
     tmp_path.chmod(0o700)
     memory = Rates(str(tmp_path / "rates.sqlite"))
     yield memory
+    memory.close()
+
+
+def test_threads_wait_for_one_another_no_longer_than_for_others(tmp_path: Path) -> None:
+    """Behind a thread that waits for somebody else's transaction, the others wait as long as it does, not in turn."""
+    tmp_path.chmod(0o700)
+    memory = Rates(str(tmp_path / "rates.sqlite"), patience=0.05)
+    failed: list[str] = []
+
+    def count() -> None:
+        try:
+            memory.rate("r", KEY, "m", now=1000.0, within=HOUR)
+        except StateError as error:
+            failed.append(str(error))
+
+    with memory.database.transaction():
+        thread = threading.Thread(target=count, daemon=True)
+        thread.start()
+        thread.join(60)
+    assert not thread.is_alive()
+    assert [one.rpartition(": ")[2] for one in failed] == ["other threads have had it for 0.05 s"]
+    assert memory.rate("r", KEY, "m", now=1000.0, within=HOUR) == 1
     memory.close()
 
 
