@@ -94,6 +94,17 @@ def test_pymilter_has_one_importer() -> None:
     assert importers == {"milter/session.py"}
 
 
+def test_only_the_supervisor_forks() -> None:
+    """Workers are threaded, by libmilter: of the in-line edge the supervisor alone forks, and nobody runs a program."""
+    forking = set()
+    for path in (PACKAGE / "milter").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in ("fork", "forkpty", "posix_spawn", "system", "popen"):
+                forking.add(path.name)
+        assert not {"subprocess", "multiprocessing"} & {name.partition(".")[0] for _, name in imported(path)}
+    assert forking == {"supervisor.py"}
+
+
 def test_the_pipe_client_imports_the_standard_library_only() -> None:
     """What pipe(8) runs for each message has no import beyond the standard library, not even of ours."""
     names = {name.partition(".")[0] for _, name in imported(PACKAGE / "delivery/pipe.py")}

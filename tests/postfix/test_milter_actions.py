@@ -206,3 +206,9 @@ def test_connection_cut_in_the_middle(ruled: Site) -> None:
     assert ruled.send(message("hello"), [ALICE]).code == 250
     ruled.settle()
     assert [header(one, "Subject") for one in ruled.inbox("alice")] == [["hello"]]
+
+
+def test_postfix_never_passes_mail_by_itself(site: Site) -> None:
+    """Both ways into the milter defer without it: `accept` would queue a body that was half replaced (before 3.12)."""
+    for parameter in ("smtpd_milters", "non_smtpd_milters"):
+        assert "default_action=tempfail" in site.run("postconf", "-h", parameter)
