@@ -10,6 +10,7 @@ import pytest
 
 from tests.postfix.harness import Site, message
 from tests.postfix.mailboxes import header
+from tests.soak import apps
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
 
@@ -124,3 +125,11 @@ def test_mask(site: Site) -> None:
     assert text_of(sent) == "I am bob+shop@example.org, you bob+shop@example.org\n"
     assert b"home.example" not in sent.lower()
     assert site.inbox("bob") == []
+
+
+@pytest.mark.parametrize("name", apps.KINDS)
+def test_under_blows(site: Site, name: str) -> None:
+    """Twenty senders speak to it while everything is killed at random: pages and subscribers are what a model says."""
+    talk = apps.soak(site, name, messages=60, blows=12, seed=3)
+    assert talk.defects == []
+    assert talk.blows.total() >= 12
