@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
+from itertools import takewhile
 from typing import Any, Protocol
 
 from milterapp.state.database import StateError
@@ -19,7 +19,7 @@ FILE = "rates.sqlite"
 MEMORY = "memory"
 REDIS = ("redis://", "rediss://", "unix://")
 _PATIENCE = 2.0  # seconds; a step of an SMTP session has five
-_MOST = 1_000_000  # messages that a process counts at once, all handles together
+_MOST = 250_000  # messages that a process counts at once, all handles together: at most 300 MB
 
 # One message more under a handle, unless it is there: what is too old is dropped, and its place among the rest is the
 # answer. The server's own clock, which all hosts share. Source: redis.io, "Scripting with Lua", ZADD.
@@ -54,7 +54,7 @@ class Fleeting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: dict[str, deque[tuple[float, float, str]]] = {}  # by handle: when, until when, which message
+        self._seen: dict[str, list[tuple[float, str]]] = {}  # by handle: until when, which message
         self._total = 0
 
     def rate(self, rule: str, key: tuple[str, ...], message: str, *, now: float, within: float) -> int:
@@ -67,22 +67,20 @@ class Fleeting:
 
     def _record(self, handle: str, message: str, now: float, within: float) -> int:
         with self._lock:
-            seen = self._seen.setdefault(handle, deque())
+            seen = self._seen.setdefault(handle, [])
             self._drop(seen, now)
-            place = next((place for place, (_, _, one) in enumerate(seen) if one == message), None)
+            place = next((place for place, (_, one) in enumerate(seen) if one == message), None)
             if place is not None:
                 return place + 1
             if self._total >= _MOST:
                 raise StateError(f"more than {_MOST} messages to count in memory; use a file (milter.state)")
-            seen.append((now, now + within, message))
+            seen.append((now + within, message))
             self._total += 1
             return len(seen)
 
-    def _drop(self, seen: deque[tuple[float, float, str]], before: float) -> int:
-        gone = 0
-        while seen and seen[0][1] <= before:
-            seen.popleft()
-            gone += 1
+    def _drop(self, seen: list[tuple[float, str]], before: float) -> int:
+        gone = sum(1 for _ in takewhile(lambda one: one[0] <= before, seen))
+        del seen[:gone]
         self._total -= gone
         return gone
 
@@ -95,7 +93,9 @@ class Fleeting:
 
     def close(self) -> None:
         """Forget everything."""
-        self._seen.clear()
+        with self._lock:
+            self._seen.clear()
+            self._total = 0
 
 
 class Shared:
