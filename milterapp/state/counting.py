@@ -19,7 +19,7 @@ FILE = "rates.sqlite"
 MEMORY = "memory"
 REDIS = ("redis://", "rediss://", "unix://")
 _PATIENCE = 2.0  # seconds; a step of an SMTP session has five
-_MOST = 250_000  # messages that a process counts at once, all handles together: at most 300 MB
+_MOST = 500_000  # messages that a process counts at once, all handles together: 225 MB, a handle each
 
 # One message more under a handle, unless it is there: what is too old is dropped, and its place among the rest is the
 # answer. The server's own clock, which all hosts share. Source: redis.io, "Scripting with Lua", ZADD.
