@@ -33,7 +33,7 @@ __all__ = ["KINDS", "main", "soak"]
 
 APPS = Path(__file__).parents[2] / "rules/apps"
 FOLDER = Path("/home/bob/.milterapp")
-CONFIGURATION = "delivery:\n  script_messages: 100000\nsubmit:\n  script_replies: 1000\n"
+CONFIGURATION = "delivery:\n  script_messages: 100000\nsubmit:\n  script_replies: 1000\n  daily_replies: 100000\n"
 SENDERS = [f"s{number}@home.example" for number in range(20)]
 _KILLS = {name: often for name, often in BLOWS.items() if name != "disk"}
 _AHEAD = 4  # blows that messages may be ahead of
@@ -101,7 +101,8 @@ class Talk:
         said = self.say_all(orders)
         found = self.questions()
         for sender, tokens in said.items():
-            self.expect(f"no question to {sender} about {tokens[-1]}", tokens[-1] in found)
+            why = f"no question to {sender} about {tokens[-1]} to {orders[sender]}"
+            self.expect(why, tokens[-1] in found)
         return {sender: tokens[-1] for sender, tokens in said.items() if tokens[-1] in found}
 
     def answer(self, asked: Mapping[str, str]) -> dict[str, str]:

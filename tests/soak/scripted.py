@@ -51,7 +51,7 @@ def START(mail, host):
 def OTHER(mail, host):
     return heard(mail, START)
 """
-CONFIGURATION = "delivery:\n  script_messages: 100000\nsubmit:\n  script_replies: 1000\n"
+CONFIGURATION = "delivery:\n  script_messages: 100000\nsubmit:\n  script_replies: 1000\n  daily_replies: 100000\n"
 FOLDER = Path("/home/bob/.milterapp")
 SENDERS = 20
 _KILLS = {name: often for name, often in BLOWS.items() if name != "disk"}
