@@ -101,12 +101,13 @@ class Bench:
     def paced(self, one: Candidate) -> list[float]:
         """Send some messages, slowly; return for each how long Postfix had it, all passes together."""
         since, first = MAILLOG.stat().st_size, self._number
-        for number in range(PACED):
+        count = PACED // one.share
+        for number in range(count):
             due = time.monotonic() + PACE
             self._send(*self._next(one, number))
             time.sleep(max(0.0, due - time.monotonic()))
-        text = self._arrived(PACED * one.passes, since)
-        self._count(one, PACED)
+        text = self._arrived(count * one.passes, since)
+        self._count(one, count)
         numbers = {queue_id: int(number) for queue_id, number in _FROM.findall(text)}
         delays: dict[int, float] = {}
         for _, queue_id, delay in _SENT.findall(text):
@@ -282,15 +283,16 @@ def inside(given: argparse.Namespace) -> int:
         try:
             for one in candidates:
                 bench.probe(one)
-                bench.burst(one, 3 * len(USERS))  # what does not count
+                bench.burst(one, 3 * len(USERS) // one.share)  # what does not count
             for number in range(given.rounds):
                 for one in candidates[:: 1 if number % 2 else -1]:
                     before = split(one) if given.split else {}
-                    spent, took = bench.burst(one, given.messages)
+                    count = given.messages // one.share
+                    spent, took = bench.burst(one, count)
                     for name, value in split(one).items() if given.split else ():
                         one.parts[name] = one.parts.get(name, 0.0) + value - before.get(name, 0.0)
-                    one.cpu.append(1000 * spent / given.messages)
-                    one.rate.append(given.messages / took)
+                    one.cpu.append(1000 * spent / count)
+                    one.rate.append(count / took)
                     one.delays += bench.paced(one)
             size = sum(map(len, messages)) // len(messages)
             print(
@@ -299,7 +301,9 @@ def inside(given: argparse.Namespace) -> int:
             print("".join(f"not on this machine: {one}\n" for one in absent))
             print(report(candidates))
             for one in candidates if given.split else ():
-                each = {name: 1000 * value / given.messages / given.rounds for name, value in one.parts.items()}
+                each = {
+                    name: 1000 * value * one.share / given.messages / given.rounds for name, value in one.parts.items()
+                }
                 print(
                     f"{one.name}: " + ", ".join(f"{name} {value:.2f}" for name, value in each.items() if value >= 0.01)
                 )

@@ -38,13 +38,14 @@ _NO_SIEVE = Path("/usr/lib/dovecot/modules/lib90_sieve_plugin.so")
 class Candidate:
     """One way to a mailbox. options: of its local(8), as master.cf has them; program: what must be there.
 
-    passes: how often a message goes through Postfix's queue.
+    passes: how often a message goes through Postfix's queue; share: of the messages, one in so many is enough.
     """
 
     name: str
     options: Mapping[str, str]
     program: str = ""
     passes: int = 1
+    share: int = 1
     roots: list[int] = field(default_factory=list)  # process trees beside Postfix's
     cpu: list[float] = field(default_factory=list)  # milliseconds a message
     rate: list[float] = field(default_factory=list)  # messages a second
@@ -75,7 +76,7 @@ def plan() -> list[Candidate]:
         Candidate("dovecot-lda", {"mailbox_command": f"{lda} -c {_DOVECOT}/dovecot.conf"}, lda),
         Candidate("ours: LMTP door", {"mailbox_transport": "ours-maildir-lmtp:unix:milterapp-maildir/socket"}),
         Candidate("ours: pipe door", {"mailbox_transport": "ours-maildir-pipe:"}),
-        Candidate("ours: --direct", {"mailbox_command": f"{direct} --config /etc/milterapp/maildir.yaml"}),
+        Candidate("ours: --direct", {"mailbox_command": f"{direct} --config /etc/milterapp/maildir.yaml"}, share=10),
         Candidate("ours: LMTP door, hand-back", postfix_lmtp, passes=2),
         Candidate("ours: pipe door, hand-back", {"mailbox_transport": "ours-postfix-pipe:"}, passes=2),
     ]  # fmt: skip
