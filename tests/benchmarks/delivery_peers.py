@@ -22,7 +22,17 @@ import yaml
 
 from tests.postfix.host import PYTHON, Host
 
-__all__ = ["FOLDER", "MATCHING", "USERS", "Candidate", "make_users", "plan", "start_dovecot", "start_ours"]
+__all__ = [
+    "FOLDER",
+    "MATCHING",
+    "USERS",
+    "Candidate",
+    "make_users",
+    "plan",
+    "start_dovecot",
+    "start_nowhere",
+    "start_ours",
+]
 
 USERS = tuple(f"user{number:02}" for number in range(20))
 FOLDER, MATCHING = "Box19", "invoice 19 of the benchmark"
@@ -31,7 +41,8 @@ _DOMAINS = tuple(f"shop{number}.benchmark.example" for number in range(7))
 _MAILERS = tuple(f"Bulk Mailer {number}" for number in range(6))
 _PATIENCE = 60.0  # seconds
 _DOVECOT = Path("/run/dovecot-benchmark")
-_NO_SIEVE = Path("/usr/lib/dovecot/modules/lib90_sieve_plugin.so")
+_SINK = "/tmp/benchmark-sink"
+_SIEVE = Path("/usr/lib/dovecot/modules/lib90_sieve_plugin.so")
 
 
 @dataclass
@@ -39,6 +50,7 @@ class Candidate:
     """One way to a mailbox. options: of its local(8), as master.cf has them; program: what must be there.
 
     passes: how often a message goes through Postfix's queue; share: of the messages, one in so many is enough.
+    kept: False where it throws away what it gets, to show what the way there costs.
     """
 
     name: str
@@ -46,6 +58,7 @@ class Candidate:
     program: str = ""
     passes: int = 1
     share: int = 1
+    kept: bool = True
     roots: list[int] = field(default_factory=list)  # process trees beside Postfix's
     cpu: list[float] = field(default_factory=list)  # milliseconds a message
     rate: list[float] = field(default_factory=list)  # messages a second
@@ -69,6 +82,8 @@ def plan() -> list[Candidate]:
     lda, direct = "/usr/lib/dovecot/dovecot-lda", f"{PYTHON} -I -m milterapp.commands.direct --direct"
     return [
         Candidate("Postfix, its own Maildir", {}),
+        Candidate("nowhere, by lmtp(8)", {"mailbox_transport": f"lmtp:unix:{_SINK}"}, "smtp-sink", kept=False),
+        Candidate("nowhere, by pipe(8) and Python", {"mailbox_transport": "idle-python:"}, kept=False),
         Candidate("procmail", {"mailbox_command": "/usr/bin/procmail"}, "procmail"),
         Candidate("maildrop", {"mailbox_command": "/usr/bin/maildrop"}, "maildrop"),
         Candidate("Dovecot LMTP", {"mailbox_transport": f"lmtp:unix:{_DOVECOT}/lmtp"}, "dovecot"),
@@ -196,7 +211,7 @@ def start_dovecot(folder: Path = _DOVECOT) -> subprocess.Popen[bytes] | None:
     for account in ("dovecot", "dovenull"):
         subprocess.run(["useradd", "--system", "--user-group", account], check=False, capture_output=True)
     folder.mkdir()
-    plugins = "mail_plugins = sieve" if _NO_SIEVE.exists() else ""
+    plugins = "mail_plugins = sieve" if _SIEVE.exists() else ""
     (folder / "dovecot.conf").write_text(f"""\
 base_dir = {folder}/run
 log_path = {folder}/log
@@ -233,3 +248,17 @@ plugin {{
     process = subprocess.Popen(["dovecot", "-F", "-c", str(folder / "dovecot.conf")])
     _wait((folder / "lmtp").exists, "Dovecot", log)
     return process
+
+
+def start_nowhere(host: Host) -> list[subprocess.Popen[bytes]]:
+    """Start what takes mail and does nothing with it: an LMTP server of Postfix's, and a pipe service with a Python."""
+    python = os.path.realpath("/usr/bin/python3")
+    command = f"pipe flags=Rq user=nobody argv={python} -I -S -c pass"
+    host.run("postconf", "-M", f"idle-python/unix=idle-python unix - n n - 20 {command}")
+    host.postconf(**{"idle-python_destination_recipient_limit": "1"})
+    if shutil.which("smtp-sink") is None:
+        return []
+    sink = subprocess.Popen(["smtp-sink", "-u", "nobody", "-L", f"unix:{_SINK}", "128"])
+    _wait(Path(_SINK).exists, "smtp-sink", Path(os.devnull))
+    os.chmod(_SINK, 0o777)
+    return [sink]
