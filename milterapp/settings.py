@@ -53,6 +53,7 @@ class DeliverySettings:
 
     broken_rules: defer or keep. reject: whom a personal reject may be told: always, likely, proven or never.
     agents: how many at once; idle: how long a warm one waits; deadline: one message;
+    recipients: the file of the recipients of virtual domains, from `/`, "" for none.
     wait: how long a delivery waits for a free agent before it is deferred. maildir: below home, for `file`.
     keep: what `keep` means: postfix, maildir, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`. sandbox: the least level
     (full, good, basic) at which a user's scripts run. script_recipients: whom one message may make a script send to;
@@ -62,6 +63,7 @@ class DeliverySettings:
 
     socket: str = "/run/milterapp/monitor/socket"
     keep: str = "postfix"
+    recipients: str = ""
     personal_rules: str = ".milterapp/rules.yaml"
     rules_before: str = ""
     rules_after: str = ""
@@ -87,6 +89,8 @@ class DeliverySettings:
 class SubmitSettings:
     """Handing mail to Postfix. hand_back, send: its smtpd sockets for `keep` and for forwards and replies.
 
+    hand_back_virtual: that for `keep` in virtual domains.
+
     forward_sender: envelope, or recipient. forwards: how many a message. reply_interval: the least time between two
     replies of one rule to one correspondent. script_replies: of one script to one correspondent within an hour.
     daily_replies: of one recipient to all correspondents, whatever answers.
@@ -96,6 +100,7 @@ class SubmitSettings:
     socket: str = "/run/milterapp/submit/socket"
     state: str = "/var/lib/milterapp/submit"
     hand_back: str = "/var/spool/postfix/public/milterapp-hand-back"
+    hand_back_virtual: str = "/var/spool/postfix/public/milterapp-hand-back-virtual"
     send: str = "/var/spool/postfix/public/milterapp-send"
     forward_sender: str = "envelope"
     forwards: int = 4

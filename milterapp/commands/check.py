@@ -14,6 +14,8 @@ from milterapp.commands.failure import UNMET, Failure
 from milterapp.commands.programs import examined as programs_examined
 from milterapp.commands.rule_files import Rules
 from milterapp.commands.scripts import examined as scripts_examined
+from milterapp.delivery import confined
+from milterapp.delivery.recipients import MapError, Recipients
 from milterapp.delivery.sandbox_level import probe
 from milterapp.settings import Settings
 
@@ -52,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     for problem in programs_examined(settings, options.config or site_file.DEFAULT):
         print(problem)
         codes.append(os.EX_OK if problem.warning else os.EX_CONFIG)
+    codes += _recipients(settings)
     _print_sandbox(settings.delivery.sandbox)
     return min(codes, key=_WORST_FIRST.index)
 
@@ -75,6 +78,27 @@ def _files(options: argparse.Namespace, settings: Settings, codes: list[int]) ->
             yield from ((file, options.site or site) for file, site in found)
         except Failure as failure:
             codes.append(_failed(failure))
+
+
+def _recipients(settings: Settings) -> Iterator[int]:
+    """Check the file of the recipients of virtual domains, and whether this machine can keep them apart."""
+    path = settings.delivery.recipients
+    if not path:
+        return
+    try:
+        found = sorted(set(Recipients(path).read()), key=lambda one: one.uid)
+    except (MapError, OSError) as error:
+        print(error)
+        yield os.EX_CONFIG
+        return
+    low = [one for one in found if one.uid < settings.delivery.min_uid]
+    if low:
+        print(f"{path}: warning: {low[0].name} has uid {low[0].uid}, below delivery.min_uid: no rules are asked for it")
+    if lacks := confined.missing(settings.delivery.sandbox):
+        print(f"{path}: {lacks}")
+        yield os.EX_CONFIG
+        return
+    print(f"{path}: {_count(len(found), 'recipient')}, all well")
 
 
 def _own(settings: Settings) -> Sequence[int]:

@@ -82,11 +82,12 @@ _FROM_ROOT = (
     "submit.socket",
     "submit.state",
     "submit.hand_back",
+    "submit.hand_back_virtual",
     "submit.send",
 )
 _NOT_EMPTY = ("milter.socket_group", "lmtp.socket_group", "delivery.personal_rules", "delivery.maildir",
               "delivery.script_output")  # fmt: skip
-_AROUND = ("delivery.rules_before", "delivery.rules_after")
+_AROUND = ("delivery.rules_before", "delivery.rules_after", "delivery.recipients")
 _ACCOUNTS = ("accounts.milter", "accounts.pipe", "accounts.monitor", "accounts.submit", "accounts.lmtp")
 
 

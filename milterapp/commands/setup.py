@@ -79,7 +79,8 @@ def _site(settings: Settings, postfix: Configuration, door: str | None) -> Site:
     socket = () if place == DeliverySettings().socket else (f"--socket={place}",)
     command = (python, "-I", "-S", str(client), *socket)
     lmtp = settings.lmtp.socket.removeprefix(f"{postfix.queue}/") if door == "lmtp" else ""
-    return Site(settings.accounts.pipe, command, settings.delivery.agents, lmtp, settings.milter.transports)
+    virtual = (*command[:4], f"--virtual={place}") if settings.delivery.recipients else ()
+    return Site(settings.accounts.pipe, command, settings.delivery.agents, lmtp, settings.milter.transports, virtual)
 
 
 def _print(site: Site, postfix: Configuration) -> int:
@@ -87,7 +88,7 @@ def _print(site: Site, postfix: Configuration) -> int:
     _, goal = attachment.goal_of(site, postfix, record)
     for line in _text(goal, postfix):
         print(line)
-    for note in notes(postfix.main, postfix.services):
+    for note in notes(postfix.main, postfix.services, virtual=bool(site.virtual)):
         print(f"note: {note}", file=sys.stderr)
     return os.EX_OK
 
@@ -133,7 +134,7 @@ def _apply(site: Site, postfix: Configuration, settings: Settings, *, reload: bo
         print(f"{postfix.directory}/main.cf: {name}")
     for service in changes.services:
         print(f"{postfix.directory}/master.cf: {service.key}")
-    for note in notes(postfix.main, postfix.services):
+    for note in notes(postfix.main, postfix.services, virtual=bool(site.virtual)):
         print(f"note: {note}", file=sys.stderr)
     if not changes:
         print("nothing to do: milterapp is attached already")
@@ -174,7 +175,7 @@ def _obstacles(site: Site, postfix: Configuration, settings: Settings) -> Iterat
     absent = [one for one in (*wanted, *([accounts.lmtp] if site.lmtp else [])) if not _exists(one)]
     if absent:
         yield f"no such account: {', '.join(absent)}: run packaging/accounts (or systemd-sysusers) first"
-    for path in () if site.lmtp else (site.command[0], site.command[3]):
+    for path in () if site.lmtp and not site.virtual else (site.command[0], site.command[3]):
         closed = _closed(Path(path))
         if closed:
             yield f"{path}: {site.pipe_user} cannot read it ({closed}): install milterapp where every account may read"

@@ -60,7 +60,8 @@ _FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, Pla
 def serve(control: socket.socket, settings: AgentSettings, home: str, user: str, programs: int = -1) -> NoReturn:
     """Serve jobs over the control socket until its end, then exit. The caller has dropped and verified the ids.
 
-    programs: the descriptor of the connection to a runner, -1 for none; without its runner an agent ends as well.
+    programs: the descriptor of the connection to a runner, -1 for none; without its runner an agent ends as well,
+    and where the home could not be opened: another may be in its place, which a confined agent will never reach.
     What waits too long is killed by the monitor; SIGALRM, a little later, is for where the monitor is gone.
     """
     os.umask(0o077)
@@ -74,7 +75,7 @@ def serve(control: socket.socket, settings: AgentSettings, home: str, user: str,
             answer, event = agent.answer(job)
             wire.send(control, "ANSWER", {"status": answer.status, "text": printable(answer.text, 600), "event": event})
             signal.setitimer(signal.ITIMER_REAL, 0)
-            if agent.programs.lost:
+            if agent.programs.lost or agent.homeless:
                 break
             agent.sweep(time.time())
     except BaseException:  # noqa: BLE001 - the process's edge: without an answer the monitor defers
@@ -99,6 +100,7 @@ class Agent:
         self._settings = settings
         self.programs = programs or Programs()
         self._home = home
+        self.homeless = False
         self._user = user
         self._limits = Limits(**settings.limits)
         self._rules = Ruleset(settings, os.geteuid())
@@ -118,6 +120,7 @@ class Agent:
             with socket.socket(fileno=connection) as submit:
                 answer = self._deliver(_arrived(job, message, submit), event)
         except Unavailable as error:
+            self.homeless = True
             answer = Answer("defer", str(error))
         except _FAULTS as error:
             answer = Answer("defer", str(error) or type(error).__name__)

@@ -29,12 +29,13 @@ _STATUSES = ("ok", "defer", "reject")
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Whom an agent works for."""
+    """Whom an agent works for. confined: others may have the same uid, so it reaches this home alone."""
 
     name: str
     uid: int
     gid: int
     home: str
+    confined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,8 @@ class Agents:
         """Return whether a job of this user could be given now."""
         agent = self._by_key.get((user.uid, user.home))
         if agent is not None:
+            if agent.state is _State.IDLE and agent.user.confined is not user.confined:
+                self._end(agent)
             return Room.NOW if agent.state is _State.IDLE else Room.BUSY
         if any((one.uid, one.home) == (user.uid, user.home) for one, _ in self._adopted.values()):
             return Room.BUSY
@@ -195,7 +198,11 @@ class Agents:
         ids = {"id": self._last, "uid": user.uid, "gid": user.gid}
         try:
             with theirs:
-                self._zygote.send("SPAWN", {**ids, "home": user.home, "name": user.name}, (theirs.fileno(),))
+                self._zygote.send(
+                    "CONFINE" if user.confined else "SPAWN",
+                    {**ids, "home": user.home, "name": user.name},
+                    (theirs.fileno(),),
+                )
         except (OSError, wire.WireError):
             mine.close()
             raise

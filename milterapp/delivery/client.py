@@ -4,8 +4,8 @@ Must never: import anything but the standard library; parse the message or an op
 fault of ours look like anything but a temporary failure, or a message that pipe(8) did not finish like a whole one.
 
 Run as `/usr/bin/python3 -I -S pipe.py [--socket=PATH] SENDER RECIPIENT ORIGINAL QUEUE_ID CLIENT`, where `pipe` loads
-this. Every import is paid for each message, so it uses the interpreter's built-in modules, below `os` and `socket`
-(which alone costs 10 ms).
+this; with --virtual=PATH in its place the recipient is no account of this host. Every import is paid for each message,
+so it uses the interpreter's built-in modules, below `os` and `socket` (which alone costs 10 ms).
 Exit statuses: 0 delivered, 69 rejected (`5.7.1 text`), 75 try again (`4.3.0 text`). Source: pipe(8), pipe_command.c.
 """
 
@@ -29,6 +29,7 @@ __all__ = ["Unfinished", "deliver", "finished", "main"]
 SOCKET = "/run/milterapp/monitor/socket"
 DEADLINE = 600  # seconds for all of it; milterapp_time_limit must lie well above
 TAGS = ("sender", "recipient", "original", "queue_id", "client")
+_OPTIONS = (b"--socket=", b"--virtual=")
 STATUSES = {b"ok": 0, b"reject": 69, b"defer": 75}
 _CHUNK = 64 * 1024  # what a pipe holds
 _LIMIT = 64 * 1024  # bytes of a datagram, as in `wire`
@@ -87,9 +88,9 @@ def receive(source: int) -> int:
     return message
 
 
-def encode(values: list[bytes]) -> bytes:
-    """Return the datagram DELIVER, as in `wire`. Raises ValueError where it is too long."""
-    out = b"DELIVER\n"
+def encode(values: list[bytes], kind: bytes = b"DELIVER") -> bytes:
+    """Return the datagram DELIVER or VIRTUAL, as in `wire`. Raises ValueError where it is too long."""
+    out = kind + b"\n"
     for tag, value in zip(TAGS, values, strict=True):
         out += b"%s:%d:%s\n" % (tag.encode(), len(value), value)
     if len(out) > _LIMIT:
@@ -120,11 +121,13 @@ def deliver(arguments: list[bytes], source: int = 0) -> tuple[int, bytes]:
     arguments: as in the module's description. Raises OSError, ValueError or Unfinished: all of them mean 75.
     """
     parent = posix.getppid()
-    path = SOCKET.encode()
-    if len(arguments) == len(TAGS) + 1 and arguments[0].startswith(b"--socket="):
-        path = arguments.pop(0)[9:]
-    # The option and four more: one after it was lost. A sender that looks like the option holds an `@`.
-    if len(arguments) != len(TAGS) or (arguments[0].startswith(b"--socket=/") and b"@" not in arguments[0]):
+    path, kind = SOCKET.encode(), b"DELIVER"
+    if len(arguments) == len(TAGS) + 1 and arguments[0].startswith(_OPTIONS):
+        option, _, path = arguments.pop(0).partition(b"=")
+        kind = b"VIRTUAL" if option == b"--virtual" else kind
+    # An option and four more: one after it was lost. A sender that looks like an option holds an `@`.
+    first = arguments[0] if arguments else b""
+    if len(arguments) != len(TAGS) or (first.startswith(_OPTIONS) and b"=/" in first and b"@" not in first):
         raise ValueError(f"{len(arguments)} arguments, expected {len(TAGS)}: see argv= in master.cf")
     message = receive(source)
     finished(parent)
@@ -136,7 +139,7 @@ def deliver(arguments: list[bytes], source: int = 0) -> tuple[int, bytes]:
         connection.connect(path)
     except OSError as error:
         raise Unfinished(f"the monitor does not answer: {error.strerror}") from error
-    datagram = encode(arguments)
+    datagram = encode(arguments, kind)
     finished(parent)
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, message.to_bytes(4, sys.byteorder))]
     connection.sendmsg([datagram], rights, _socket.MSG_NOSIGNAL)

@@ -54,6 +54,7 @@ class _Delivery:
     envelope: Mapping[str, bytes] = field(default_factory=dict)
     message: int = -1
     asked: bool = False
+    virtual: bool = False
     user: User | None = None
     extension: str = ""
     submit: socket.socket | None = None
@@ -95,13 +96,14 @@ class Deliveries:
             self._drop(delivery, "the client left")
             return
         fd = datagram.descriptors[0]
-        complete = set(datagram.fields) == set(kinds.DELIVER["DELIVER"])
+        complete = set(datagram.fields) == set(kinds.DELIVER[datagram.kind])
         if delivery.phase is not Phase.RECEIVING or not complete or not linux.is_sealed(fd) or not os.fstat(fd).st_size:
             datagram.close()
             raise wire.WireError("no whole sealed message with its envelope")
         delivery.message, delivery.envelope = fd, datagram.fields
+        delivery.virtual = datagram.kind == "VIRTUAL"
         user, extension, until = self._found.get(delivery.envelope["recipient"], (None, "", 0.0))
-        if user is not None and self._clock() < until:
+        if user is not None and self._clock() < until and not delivery.virtual:
             delivery.user, delivery.extension = user, extension
             self._enter(delivery, Phase.WAITING, self._own["wait"])
         else:
@@ -120,7 +122,8 @@ class Deliveries:
     def _ask(self, delivery: _Delivery) -> None:
         """Ask the resolver, as soon as there is one."""
         if self._resolver.control is not None:
-            self._resolver.send("RESOLVE", {"id": delivery.number, "recipient": delivery.envelope["recipient"]})
+            kind = "VIRTUAL" if delivery.virtual else "RESOLVE"
+            self._resolver.send(kind, {"id": delivery.number, "recipient": delivery.envelope["recipient"]})
             delivery.asked = True
 
     def from_resolver(self, datagram: wire.Datagram) -> None:
@@ -132,13 +135,20 @@ class Deliveries:
             self._finish(delivery, Verdict("defer", datagram.text("text")))
             return
         if datagram.kind == "USER":
-            user = User(datagram.text("name"), datagram.number("uid"), datagram.number("gid"), datagram.text("home"))
+            user = User(
+                datagram.text("name"), datagram.number("uid"), datagram.number("gid"), datagram.text("home"),
+                confined=delivery.virtual,
+            )  # fmt: skip
             if self._above_floors(user):
                 delivery.user, delivery.extension = user, datagram.text("extension")
-                if len(self._found) >= _MOST_FOUND:
-                    self._found.clear()
-                self._found[delivery.envelope["recipient"]] = (user, delivery.extension, self._clock() + _FRESH)
+                if not delivery.virtual:  # the file of those is asked for each message: a change counts at once
+                    self._remember(delivery, user)
         self._enter(delivery, Phase.WAITING, self._own["wait"])
+
+    def _remember(self, delivery: _Delivery, user: User) -> None:
+        if len(self._found) >= _MOST_FOUND:
+            self._found.clear()
+        self._found[delivery.envelope["recipient"]] = (user, delivery.extension, self._clock() + _FRESH)
 
     def resolver_lost(self) -> None:
         """Defer what waited for it: the recipient may be what killed it."""
@@ -194,7 +204,8 @@ class Deliveries:
         connection.connect(self._submit_path)
         known = {tag: delivery.envelope[tag] for tag in _KNOWN}
         name = delivery.user.name if delivery.user else ""
-        wire.send(connection, "ENVELOPE", {**known, "user": name}, (delivery.message, *descriptors))
+        kind = "VIRTUAL" if delivery.virtual else "ENVELOPE"
+        wire.send(connection, kind, {**known, "user": name}, (delivery.message, *descriptors))
 
     def _hand_back(self, delivery: _Delivery) -> None:
         submit = delivery.submit

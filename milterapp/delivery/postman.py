@@ -49,12 +49,16 @@ class DeferredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal."""
+    """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal.
+
+    virtual: the recipient is no account of this host, but one of a virtual domain.
+    """
 
     envelope: Envelope
     user: str
     message: int
     digest: str
+    virtual: bool = False
 
     @property
     def recipient(self) -> str:
@@ -74,6 +78,7 @@ class SubmitPolicy:
     state: str
     hand_back: str
     send: str
+    hand_back_virtual: str = ""
     forward_sender: str = "envelope"
     forwards: int = 4
     reply_interval: float = 7 * 86400.0
@@ -193,7 +198,9 @@ class Postman:
     def _keeper(self, held: Held) -> str:
         """Return who takes what is kept. Whom the monitor names no user of, Postfix alone knows what to do with."""
         lmtp = self._policy.keep.startswith(smtp.LMTP) and held.user
-        return self._policy.keep if lmtp else self._policy.hand_back
+        if lmtp:
+            return self._policy.keep
+        return self._policy.hand_back_virtual if held.virtual else self._policy.hand_back
 
     def _forward(self, held: Held, request: wire.Datagram, _now: float) -> str:
         target, recipient = request.text("to"), held.recipient

@@ -13,7 +13,9 @@ JOB: Mapping[str, Collection[str]] = {
     "JOB": ("sender", "recipient", "original", "queue_id", "client", "extension"),
 }
 ANSWER: Mapping[str, Collection[str]] = {"ANSWER": ("status", "text", "event")}
-ENVELOPE: Mapping[str, Collection[str]] = {"ENVELOPE": ("sender", "recipient", "original", "queue_id", "user")}
+_ENVELOPE = ("sender", "recipient", "original", "queue_id", "user")
+# VIRTUAL: what is kept goes on as virtual_transport was
+ENVELOPE: Mapping[str, Collection[str]] = {"ENVELOPE": _ENVELOPE, "VIRTUAL": _ENVELOPE}
 REQUESTS: Mapping[str, Collection[str]] = {
     "KEEP": (),
     # script: the script that forwards, replies or sends, from: the recipient's address that it does so as; of a rule's

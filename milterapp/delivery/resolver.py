@@ -4,7 +4,8 @@ Must never: hold a capability, open a file of a user, change any, start a progra
 RESOLVE; take a failure of NSS for an unknown user (the mail would go past that person's rules).
 
 The name is found as local(8) finds it: the local part, unquoted, in lower case, split at recipient_delimiter.
-UNKNOWN hands the message back to Postfix, which asks again itself; so whatever is odd is UNKNOWN.
+UNKNOWN hands the message back to Postfix, which asks again itself; so whatever is odd is UNKNOWN. A recipient of a
+virtual domain is looked up in the site's file alone (`recipients`): no account of this host has its name.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from milterapp.delivery import kinds, linux, seccomp, wire
+from milterapp.delivery import confined, kinds, linux, seccomp, wire
 from milterapp.delivery.event import Log
+from milterapp.delivery.recipients import MapError, Person, Recipients, unquoted
 from milterapp.delivery.resolver_filter import resolver_filter
 from milterapp.mail.envelope import split_address, split_detail
 
@@ -87,23 +89,9 @@ def look_up(name: str) -> User | None:
     raise LookupFailed(f"getpwnam: {os.strerror(status)}")
 
 
-def unquote(local: str) -> str:
-    """Return a local part without the quotes and backslashes of RFC 5321 section 4.1.2, as pipe(8)'s flag q adds."""
-    if len(local) < 2 or not (local.startswith('"') and local.endswith('"')):
-        return local
-    out, escaped = [], False
-    for char in local[1:-1]:
-        if char == "\\" and not escaped:
-            escaped = True
-        else:
-            out.append(char)
-            escaped = False
-    return "".join(out)
-
-
 def resolve(recipient: str, delimiter: str) -> tuple[User, str] | None:
     """Return the user a recipient belongs to and the extension, None for an unknown one. Raises LookupFailed."""
-    name, extension = split_detail(unquote(split_address(recipient)[0]).lower(), delimiter)
+    name, extension = split_detail(unquoted(split_address(recipient)[0]).lower(), delimiter)
     size = len(name.encode("utf-8", "surrogateescape"))
     if not 0 < size <= _MOST or name[0] in "-+." or any(char <= " " or char in '\x7f:/"\\' for char in name):
         return None
@@ -113,7 +101,7 @@ def resolve(recipient: str, delimiter: str) -> tuple[User, str] | None:
     return user, extension
 
 
-def answer(recipient: str, delimiter: str) -> tuple[str, dict[str, str | int]]:
+def answer(recipient: str, delimiter: str) -> tuple[str, wire.Fields]:
     """Return kind and fields, without the id, of what is said about a recipient."""
     try:
         found = resolve(recipient, delimiter)
@@ -122,13 +110,35 @@ def answer(recipient: str, delimiter: str) -> tuple[str, dict[str, str | int]]:
     if found is None:
         return "UNKNOWN", {}
     user, extension = found
-    return "USER", {"name": user.name, "uid": user.uid, "gid": user.gid, "home": user.home, "extension": extension}
+    return "USER", _fields(user, extension)
 
 
-def serve(control: socket.socket, delimiter: str) -> None:
+def _fields(user: User | Person, extension: str) -> wire.Fields:
+    return {"name": user.name, "uid": user.uid, "gid": user.gid, "home": user.home, "extension": extension}
+
+
+def answer_virtual(recipient: str, delimiter: str, people: Recipients | None, lacks: str) -> tuple[str, wire.Fields]:
+    """Return kind and fields for a recipient of a virtual domain. lacks: what the wall between them would need."""
+    try:
+        found = people.find(recipient, delimiter) if people else None
+    except (MapError, OSError) as error:
+        return "FAILED", {"text": f"delivery.recipients: {str(error).splitlines()[0]}"}
+    if found is None:
+        return "UNKNOWN", {}
+    if lacks:
+        return "FAILED", {"text": lacks}
+    person, extension = found
+    return "USER", _fields(person, extension)
+
+
+def serve(control: socket.socket, delimiter: str, people: Recipients | None = None, lacks: str = "") -> None:
     """Answer until the monitor closes the connection. Raises WireError, OSError: then start another."""
     while (datagram := wire.receive(control, kinds.TO_RESOLVER)) is not None:
-        kind, fields = answer(datagram.text("recipient"), delimiter)
+        recipient = datagram.text("recipient")
+        if datagram.kind == "VIRTUAL":
+            kind, fields = answer_virtual(recipient, delimiter, people, lacks)
+        else:
+            kind, fields = answer(recipient, delimiter)
         wire.send(control, kind, {"id": datagram.number("id"), **fields})
 
 
@@ -140,9 +150,12 @@ def main(argv: list[str]) -> int:
     seccomp.install(resolver_filter(os.getpid()))
     settings = json.loads(argv[1])
     log = Log("resolver", settings["log"])
+    own = settings["delivery"]
+    people = Recipients(own["recipients"]) if own["recipients"] else None
+    lacks = confined.missing(own["sandbox"]) if people else ""
     with socket.socket(fileno=3) as control:
         try:
-            serve(control, settings["delivery"]["recipient_delimiter"])
+            serve(control, own["recipient_delimiter"], people, lacks)
         except (wire.WireError, OSError) as error:
             log("error", "stopped", error=str(error))
             return os.EX_TEMPFAIL

@@ -223,11 +223,14 @@ class RuleFile:
     @contextmanager
     def _folder(self, home: int) -> Iterator[tuple[int, str]]:
         """Give the rule file's folder, and what is wrong with it or a folder above it, "" for nothing."""
-        here = os.open("/", _FOLDER) if self._absolute else os.dup(home)
+        # Folders on the way from `/` are passed, not read: a confined agent may not.
+        way = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC if self._absolute else _FOLDER
+        here = os.open("/", way) if self._absolute else os.dup(home)
         try:
             fault = self._folder_fault(here, "/" if self._absolute else "the home")
-            for name in self._folders:
-                there = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
+            for at, name in enumerate(self._folders, 1):
+                flags = _FOLDER if at == len(self._folders) else way
+                there = os.open(name, flags | os.O_NOFOLLOW, dir_fd=here)
                 os.close(here)
                 here = there
                 fault = fault or self._folder_fault(here, f"the folder {name!r}")

@@ -162,7 +162,8 @@ class Service:
             original_recipient=first.text("original"),
             queue_id=first.text("queue_id"),
         )
-        held = Held(envelope, first.text("user"), message, sealed.digest(message))
+        digest = sealed.digest(message)
+        held = Held(envelope, first.text("user"), message, digest, virtual=first.kind == "VIRTUAL")
         while (request := wire.receive(connection, REQUESTS, descriptors=(0, 1))) is not None:
             try:
                 for edited in request.descriptors:

@@ -6,6 +6,7 @@ site's floors (seccomp refuses it too), have a thread.
 SECURITY: it holds CAP_SETUID and CAP_SETGID, as the monitor does, and parses two datagrams of numbers. A child gives
 up ids, groups, capabilities and descriptors, and proves it, before the first line of code that knows of mail runs.
 Where the site allows programs, the child, with its final ids, forks `runner` before it loses the right to execute.
+Where several homes have one uid, it is `confined` to its own before that.
 It has no CAP_KILL: an agent is killed by a child that takes the agent's uid first.
 """
 
@@ -20,11 +21,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from milterapp.delivery import kinds, linux, runner, seccomp, wire
+from milterapp.delivery import confined, kinds, linux, runner, seccomp, wire
 from milterapp.delivery.event import Log
 
 __all__ = ["LIMITS", "PROGRAMS", "Floors", "Zygote", "main", "start"]
@@ -45,6 +46,7 @@ _FAILED = 75  # a child's status where the drop failed
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Serve = Callable[[socket.socket, str, str], None]  # control, home, user; runs in the child, after the drop
+Wall = Callable[[str], None]  # home: builds the wall around a process of one of several homes
 Beside = Callable[[str, str], int]  # home, user: forks what starts that user's programs, returns the connection to it
 
 
@@ -75,9 +77,11 @@ class Zygote:
     """The loop: spawn and kill as the monitor asks, tell it who ended."""
 
     def __init__(
-        self, control: socket.socket, floors: Floors, serve: Serve, log: Log, beside: Beside | None = None
-    ) -> None:
+        self, control: socket.socket, floors: Floors, serve: Serve, log: Log, beside: Beside | None = None,
+        wall: Wall = confined.confine,
+    ) -> None:  # fmt: skip
         self._control, self._floors, self._serve, self._log, self._beside = control, floors, serve, log, beside
+        self._wall = wall
         self._children: dict[int, tuple[int, int]] = {}  # pid to uid and gid
         self._errands: set[int] = set()  # children that only kill
         self._wake, self._woken = socket.socketpair()
@@ -111,7 +115,7 @@ class Zygote:
         try:
             if datagram.kind == "KILL" and not datagram.descriptors:
                 self._kill(datagram)
-            elif datagram.kind == "SPAWN" and len(datagram.descriptors) == 1:
+            elif datagram.kind in ("SPAWN", "CONFINE") and len(datagram.descriptors) == 1:
                 self._spawn(datagram)
             else:
                 raise wire.WireError(f"{datagram.kind} with {len(datagram.descriptors)} descriptors")
@@ -147,13 +151,19 @@ class Zygote:
             if not os.read(wait, 1):
                 raise ConnectionError("the zygote ended")
             home, name = datagram.text("home"), datagram.text("name")
-            drop(uid, gid, datagram.descriptors[0], lambda: self._beside(home, name) if self._beside else -1)
+            drop(uid, gid, datagram.descriptors[0], lambda: self._before(datagram.kind, home, name))
             control = socket.socket(fileno=3)
             self._serve(control, home, name)
         except BaseException as error:  # noqa: BLE001 - a forked child must not return into its parent's loop
             self._log("error", "no agent", uid=uid, error=f"{type(error).__name__}: {error}")
         finally:
             os._exit(_FAILED)
+
+    def _before(self, kind: str, home: str, name: str) -> int:
+        """Build the wall where there must be one, with the final ids, and fork what starts programs; as `drop` says."""
+        if kind == "CONFINE":
+            self._wall(home)
+        return self._beside(home, name) if self._beside else -1
 
     def _kill(self, datagram: wire.Datagram) -> None:
         """Kill an agent and its process group, as its uid.
@@ -272,16 +282,27 @@ def start(argv: list[str], load: Callable[[Mapping[str, Any]], Serve]) -> int:
     gc.collect()
     gc.freeze()  # what is here stays shared with the agents
     programs = settings.get("programs")
+    readable, writable = _shared(settings)
     with socket.socket(fileno=3) as control:
         try:
             Zygote(
                 control, floors, serve, log,
                 (lambda home, name: runner.beside(programs, home, name, keep=PROGRAMS)) if programs else None,
+                lambda home: confined.confine(home, readable, writable),
             ).run()  # fmt: skip
         except (wire.WireError, OSError) as error:
             log("error", "stopped", error=str(error))
             return os.EX_TEMPFAIL
     return os.EX_OK
+
+
+def _shared(settings: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the folders that the site lets everybody's agents and programs read, and write, beside the system's."""
+    delivery, programs = settings["delivery"], settings.get("programs", {}).values()
+    files = [delivery[name] for name in ("personal_rules", "rules_before", "rules_after")]
+    read = [os.path.dirname(one) for one in files if one.startswith("/")]
+    read += [one for program in programs for one in program["read"] if one.rstrip("/")]
+    return read, [one for program in programs for one in program["write"]]
 
 
 def _load(settings: Mapping[str, Any]) -> Serve:

@@ -22,7 +22,17 @@ from milterapp.postfix.postconf import (
     write_services,
 )
 from milterapp.postfix.record import FILES, RECORD, Original, Record, digest, load, remove, replace_file, save
-from milterapp.postfix.wiring import KEEPERS, MILTER, STATUS_FILE, STATUS_TABLE, TRANSPORT, Site, Wanted, wanted
+from milterapp.postfix.wiring import (
+    KEEPERS,
+    MILTER,
+    STATUS_FILE,
+    STATUS_TABLE,
+    TRANSPORT,
+    VIRTUAL,
+    Site,
+    Wanted,
+    wanted,
+)
 
 __all__ = ["Undone", "apply", "goal_of", "reload", "undo"]
 
@@ -161,9 +171,8 @@ def _recognised(main: Mapping[str, str]) -> dict[str, Before]:
         if name in ("smtpd_milters", "non_smtpd_milters") and MILTER in elements(value)
     }
     for name, value in main.items():
-        if (name == "mailbox_transport" and value.startswith(TRANSPORT)) or name.startswith(
-            ("milterapp_", "milterapp-keep_")
-        ):
+        ours = {"mailbox_transport": TRANSPORT, "virtual_transport": VIRTUAL}.get(name, "\n")
+        if value.startswith(ours) or name.startswith(("milterapp_", "milterapp-keep_", "milterapp-virtual_")):
             found[name] = Before(None, value)
     return found
 

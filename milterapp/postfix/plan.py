@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from milterapp.postfix.postconf import Service
-from milterapp.postfix.wiring import KEEPERS, MILTER, SERVICES, Wanted
+from milterapp.postfix.wiring import KEEPERS, MILTER, SERVICES, VIRTUAL, Wanted
 
 __all__ = ["Before", "Changes", "attach", "detach", "elements", "notes", "without_ours"]
 
@@ -108,8 +108,11 @@ def elements(value: str, separators: str = ", \t\r\n") -> list[str]:
     return [one for one in [*found, current] if one]
 
 
-def notes(main: Mapping[str, str], services: Mapping[str, Service]) -> list[str]:
-    """Return what of this Postfix goes round milterapp, one sentence each: an administrator may want that, or not."""
+def notes(main: Mapping[str, str], services: Mapping[str, Service], *, virtual: bool = False) -> list[str]:
+    """Return what of this Postfix goes round milterapp, one sentence each: an administrator may want that, or not.
+
+    virtual: its virtual domains are about to be attached.
+    """
     found: list[str] = []
     for one in services.values():
         if one.name in SERVICES:
@@ -124,7 +127,11 @@ def notes(main: Mapping[str, str], services: Mapping[str, Service]) -> list[str]
         found.append(f"main.cf: local_transport = {transport}: local mail does not reach local(8), nor personal rules")
     if main.get("virtual_mailbox_domains"):
         transport = main.get("virtual_transport", "virtual")
-        found.append(f"main.cf: virtual_mailbox_domains are delivered by {transport}: they pass no personal rules")
+        if not virtual and transport != VIRTUAL:
+            found.append(
+                f"main.cf: virtual_mailbox_domains are delivered by {transport}: they pass no personal rules "
+                "(delivery.recipients, milterapp.yaml(5))"
+            )
     return found
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "STATUS_FILE",
     "STATUS_TABLE",
     "TRANSPORT",
+    "VIRTUAL",
     "Line",
     "Site",
     "Wanted",
@@ -26,9 +27,13 @@ __all__ = [
 ]
 
 TRANSPORT = "milterapp:"
+VIRTUAL = "milterapp-virtual:"
 MILTER = "{ unix:milterapp/milter, default_action=tempfail }"  # below the queue directory: also for a chroot smtpd
 STATUS_FILE = "milterapp-status.regexp"
-SERVICES = ("milterapp", "milterapp-hand-back", "milterapp-send", "milterapp-cleanup", "milterapp-keep")
+SERVICES = (
+    "milterapp", "milterapp-virtual", "milterapp-hand-back", "milterapp-hand-back-virtual", "milterapp-send",
+    "milterapp-cleanup", "milterapp-keep",
+)  # fmt: skip
 KEEPERS = ("milterapp-cleanup", "milterapp-keep")  # what mail already handed back still needs
 TIME_LIMIT = "1200s"  # well above the deadline of milterapp-pipe: what pipe(8) must kill it would bounce
 
@@ -140,7 +145,8 @@ class Line:
 class Site:
     """What of milterapp Postfix has to know.
 
-    command: the program of the pipe service, each argument its own; agents: how many deliveries at once. lmtp: path of
+    command: the program of the pipe service, each argument its own; virtual: that of virtual domains, () where their
+    mail is not to pass personal rules; agents: how many deliveries at once. lmtp: path of
     the LMTP door's socket, below the queue directory or from `/`; "" where pipe(8) is the door. transports: what the
     in-line rules may name.
     """
@@ -150,6 +156,7 @@ class Site:
     agents: int
     lmtp: str = ""
     transports: tuple[str, ...] = ()
+    virtual: tuple[str, ...] = ()
 
     @property
     def transport(self) -> str:
@@ -205,6 +212,7 @@ def wanted(
         main=tuple(_main(main, site)),
         services=(
             _door(site, known, status_table),
+            *(_virtual(site, main, known, status_table, hand_back, smtp_chroot) if site.virtual else ()),
             (
                 Service("milterapp-hand-back", "unix", "n", "-", smtp_chroot, "-", "-",
                         f"smtpd{_options(hand_back, known)}"),
@@ -235,13 +243,39 @@ def _door(site: Site, known: frozenset[str], status_table: str) -> tuple[Service
             Service("milterapp", "unix", "-", "-", "n", "-", agents, f"lmtp{_options(_LMTP, known)}"),
             "delivery: hands a message and its envelope to `milterapp lmtp`, one answer a recipient",
         )
-    options = _options({"pipe_delivery_status_filter": f"regexp:{status_table}"}, known)
-    argv = " ".join(_word(one) for one in site.command)
-    envelope = "${sender} ${recipient} ${original_recipient} ${queue_id} ${client_address}"
-    pipe = f"pipe{options} flags=Rq user={site.pipe_user} null_sender= argv={argv} {envelope}"
     return (
-        Service("milterapp", "unix", "-", "n", "n", "-", agents, pipe),
+        Service("milterapp", "unix", "-", "n", "n", "-", agents, _pipe(site, site.command, known, status_table)),
         "delivery: hands a message and its envelope to `milterapp monitor`; our own failures only defer",
+    )
+
+
+def _pipe(site: Site, command: Iterable[str], known: frozenset[str], status_table: str) -> str:
+    """Return the command of a pipe(8) service that starts the client."""
+    options = _options({"pipe_delivery_status_filter": f"regexp:{status_table}"}, known)
+    argv = " ".join(_word(one) for one in command)
+    envelope = "${sender} ${recipient} ${original_recipient} ${queue_id} ${client_address}"
+    return f"pipe{options} flags=Rq user={site.pipe_user} null_sender= argv={argv} {envelope}"
+
+
+def _virtual(
+    site: Site, main: Mapping[str, str], known: frozenset[str], status_table: str, hand_back: Mapping[str, str],
+    chroot: str,
+) -> Iterable[tuple[Service, str]]:  # fmt: skip
+    """Yield the services for virtual domains: the door, always pipe(8), and the hand-back to what was there before."""
+    pipe = _pipe(site, site.virtual, known, status_table)
+    yield (
+        Service("milterapp-virtual", "unix", "-", "n", "n", "-", str(site.agents), pipe),
+        "delivery in virtual domains: as milterapp, but its recipients are those of delivery.recipients",
+    )
+    before = main.get("virtual_transport") or "virtual"
+    options = {
+        **hand_back,
+        "syslog_name": "postfix/milterapp-hand-back-virtual",
+        "content_filter": before if ":" in before else f"{before}:",
+    }
+    yield (
+        Service("milterapp-hand-back-virtual", "unix", "n", "-", chroot, "-", "-", f"smtpd{_options(options, known)}"),
+        "`keep` in virtual domains: straight to what virtual_transport was",
     )
 
 
@@ -264,6 +298,10 @@ def _main(main: Mapping[str, str], site: Site) -> Iterable[Line]:
     if not site.lmtp:
         yield Line("milterapp_destination_recipient_limit", "1", "one recipient a delivery")
         yield Line("milterapp_time_limit", TIME_LIMIT, "above milterapp's own deadline, which comes first")
+    if site.virtual:
+        yield Line("virtual_transport", VIRTUAL, "each virtual recipient's mail passes that person's rules")
+        yield Line("milterapp-virtual_destination_recipient_limit", "1", "one recipient a delivery")
+        yield Line("milterapp-virtual_time_limit", TIME_LIMIT, "above milterapp's own deadline, which comes first")
     yield Line("milterapp-keep_destination_recipient_limit", "1", "as local(8) has it")
     yield Line(
         "milterapp-keep_destination_concurrency_limit", "$local_destination_concurrency_limit", "as local(8) has it"

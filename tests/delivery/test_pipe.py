@@ -156,6 +156,7 @@ def test_a_senseless_answer_is_a_deferral(peer: Peer, said: bytes | None) -> Non
         pytest.param((b"\xff\xfe", "ü@x".encode(), b"a b", b"a\nb:3:", b"'\"`"), id="bytes"),
         pytest.param((b"--socket=x", b"r@x", b"r@x", b"4ABC", b""), id="sender like our option"),
         pytest.param((b"--socket=/tmp/y@x", b"r@x", b"r@x", b"4ABC", b""), id="sender like our whole option"),
+        pytest.param((b"--virtual=/tmp/y@x", b"r@x", b"r@x", b"4ABC", b""), id="sender like our other option"),
         pytest.param((b"a" * 300, b"r@x", b"r@x", b"4ABC", b""), id="300 characters"),
     ],
 )

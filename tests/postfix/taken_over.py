@@ -288,8 +288,7 @@ def resolver(run: TakenOver) -> int:
     """Be the resolver; it can write nothing down, and tells the monitor."""
     from milterapp.delivery import resolver as service
 
-    def serve(control: socket.socket, delimiter: str) -> None:
-        del delimiter
+    def serve(control: socket.socket, *_: object, **__: object) -> None:
         control.send(json.dumps({**probe(run.targets), "capabilities": _capabilities()}).encode())
 
     service.serve = serve

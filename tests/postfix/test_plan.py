@@ -14,7 +14,8 @@ from milterapp.postfix.wiring import MILTER, SERVICES, Site, wanted
 
 KNOWN = frozenset({"content_filter", "cleanup_service_name", "smtpd_milters", "hopcount_limit", "mailbox_transport",
                    "mailbox_transport_maps", "alias_maps", "pipe_delivery_status_filter"})  # fmt: skip
-SITE = Site("milterapp-pipe", ("/usr/bin/python3", "-I", "-S", "/opt/x/pipe.py"), 20)
+CLIENT = ("/usr/bin/python3", "-I", "-S", "/opt/x/pipe.py")
+SITE = Site("milterapp-pipe", CLIENT, 20, virtual=(*CLIENT, "--virtual=/x"))
 MILTERS = st.lists(
     st.sampled_from(["inet:localhost:8891", "unix:opendkim/sock", "{ inet:[::1]:11332, default_action = accept }"]),
     max_size=3,
@@ -26,6 +27,7 @@ MAIN = st.fixed_dictionaries(
         "non_smtpd_milters": MILTERS | st.just("$smtpd_milters") | st.just("${smtpd_milters}"),
         "mailbox_transport": st.sampled_from(["", "lmtp:unix:private/dovecot-lmtp"]),
         "mailbox_transport_maps": st.sampled_from(["", "hash:/etc/postfix/transports"]),
+        "virtual_transport": st.sampled_from(["virtual", "lmtp:unix:private/dovecot-lmtp"]),
         "mailbox_command": st.just("/usr/bin/procmail"),
         "hopcount_limit": st.sampled_from(["50", "75", "$other"]),
     },

@@ -101,6 +101,38 @@ def test_undo_restores_every_byte(setup: Setup, instance: Path, main: bytes) -> 
     assert files(instance) == before
 
 
+@pytest.mark.parametrize("door", ["pipe", "lmtp"])
+@pytest.mark.parametrize(
+    "before", ["", "virtual_transport = lmtp:unix:private/dovecot-lmtp\n"], ids=["virtual", "lmtp"]
+)
+def test_virtual_domains_are_attached_where_the_site_asks(
+    setup: Setup, instance: Path, tmp_path: Path, before: str, door: str
+) -> None:
+    """With delivery.recipients virtual_transport is ours, hand-back goes to what it was, and undo leaves no trace."""
+    configure(instance, PLAIN + before.encode())
+    config = tmp_path / "milterapp.yaml"
+    config.write_text("delivery:\n  recipients: /etc/milterapp/recipients\n")
+    original = files(instance)
+    done = setup("--apply", "--config", str(config), "--door", door)
+    assert done.returncode == 0, done.stderr
+    assert b"pass no personal rules" not in done.stderr
+    postconf = ["postconf", "-c", str(instance)]
+    check = subprocess.run(["postfix", "-c", str(instance), "check"], check=False, capture_output=True)
+    assert (check.returncode, check.stderr) == (0, b"")
+    value = subprocess.run([*postconf, "-h", "virtual_transport"], check=True, capture_output=True)
+    assert value.stdout == b"milterapp-virtual:\n"
+    master = subprocess.run([*postconf, "-M"], check=True, capture_output=True, text=True).stdout
+    (back,) = [line for line in master.splitlines() if line.startswith("milterapp-hand-back-virtual")]
+    wanted = before.partition(" = ")[2].strip() or "virtual:"
+    assert f"content_filter={wanted} " in back
+    (virtual,) = [line for line in master.splitlines() if line.startswith("milterapp-virtual")]
+    assert "--virtual=/run/milterapp/monitor/socket ${sender}" in virtual
+    done = setup("--apply", "--config", str(config))
+    assert done.stdout == b"nothing to do: milterapp is attached already\n"
+    assert setup("--undo").stdout == b"taken out\n"
+    assert files(instance) == original
+
+
 def test_undo_leaves_what_was_changed_since(setup: Setup, instance: Path) -> None:
     """Lines that came after --apply stay, in main.cf and master.cf; ours go."""
     configure(instance, PLAIN + b"smtpd_milters = inet:localhost:1\n")
