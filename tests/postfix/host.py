@@ -32,6 +32,7 @@ _SOCKETS = {
     "monitor": Path("/run/milterapp/monitor/socket"),
     "submit": Path("/run/milterapp/submit/socket"),
 }
+_OLD = ("smtpd", "cleanup", "local", "qmgr")  # which servers of Postfix a reload is waited for
 _MAIN = {
     "myhostname": "mx.example.org",
     "myorigin": DOMAIN,
@@ -171,10 +172,14 @@ class Host:
         return True
 
     def postfix(self, *command: str, check: bool = True) -> int:
-        """Run postfix(1)."""
+        """Run postfix(1). After `reload` the servers with the old settings, which end by themselves, are gone."""
+        before = [pid for role in _OLD for pid in processes.of_role(role, {})] if command == ("reload",) else []
         done = subprocess.run(["postfix", *command], check=False, capture_output=True, text=True)
         if check and done.returncode != 0:
             raise AssertionError(f"postfix {' '.join(command)}: {done.returncode}\n{done.stderr}\n{self.log_tail()}")
+        end = time.monotonic() + 30
+        while any(map(processes.is_running, before)) and time.monotonic() < end:  # one may be busy for longer
+            time.sleep(0.02)
         return done.returncode
 
     def milterapp(
