@@ -238,10 +238,11 @@ class Postman:
             raise RefusedError(reason)
         if request.text("script"):
             self._within_rate("reply", held, request, sender, now)
-            self._within_day(held, request, now)
-            return self._answer(mail, held, request, now)
+            what, interval = self._copy(mail, held, request), int(self._policy.reply_interval)
         claimed = (held.user or held.recipient, sender, what, held.key.word)
         if not self._replied.claim(*claimed, int(now), interval):
+            if request.text("script"):
+                raise RefusedError("the script answered another copy of the message, with the same Message-ID")
             raise RefusedError("this rule answered the same correspondent within the interval")
         try:
             self._within_day(held, request, now)
@@ -323,6 +324,15 @@ class Postman:
         if self._rates.rate(kind, who, step, now=now, within=_HOUR) > self._policy.script_replies:
             most = self._policy.script_replies
             raise RefusedError(f"the script answered the same correspondent {most} times within an hour")
+
+    @staticmethod
+    def _copy(mail: Mail, held: Held, request: wire.Datagram) -> str:
+        """Return what is remembered of a script's reply, so that two copies of a message get one.
+
+        A script may answer a correspondent again, and one message more than once, each time with a step of its own.
+        """
+        identity = " ".join(mail.raw_values("Message-ID")[:1]).strip() or held.key.word
+        return "\0".join(("script", request.text("script")[:200], request.text("step"), identity))
 
     def _within_day(self, held: Held, request: wire.Datagram, now: float) -> None:
         """Count what a recipient answers to anybody, each step once. Raises RefusedError over the day's budget."""

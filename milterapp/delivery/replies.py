@@ -101,6 +101,13 @@ def _automatic(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) 
     return ""
 
 
+def _loop(mail: Mail, _sender: str, own: frozenset[str], delimiter: str) -> str:
+    for value in mail.raw_values("X-Loop"):
+        if _readings(value.strip().strip("<>"), delimiter) & own:
+            return "X-Loop names the recipient: the message was here before"
+    return ""
+
+
 def _list(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> str:
     for field in mail.header:
         if field.name.lower().startswith("list-") or field.name.lower() == "mailing-list":
@@ -133,6 +140,7 @@ _GUARDS: tuple[Callable[[Mail, str, frozenset[str], str], str], ...] = (
     _machine,
     _oneself,
     _automatic,
+    _loop,
     _list,
     _bounce,
     _addressed,

@@ -32,6 +32,7 @@ def _mail(extra: bytes = b"", fields: bytes = FIELDS) -> Mail:
         pytest.param(_mail(b"X-Auto-Response-Suppress: DR, RN, NRN\n"), id="suppress receipts only"),
         pytest.param(_mail(b"Content-Type: multipart/mixed; boundary=report\n"), id="multipart"),
         pytest.param(_mail(b"Return-Path: <ann@example.org>\n"), id="return path"),
+        pytest.param(_mail(b"X-Loop: ann@example.org\n"), id="somebody else's loop mark"),
         pytest.param(_mail(fields=b"To: BOB+x@X.ORG\n"), id="other case and extension"),
         pytest.param(_mail(fields=b"To: carol@x.org\nCc: z@x.org, info@x.org\n"), id="alias in cc"),
         pytest.param(_mail(fields=b"To: friends: bob@x.org, carol@x.org;\n"), id="in a group"),
@@ -71,6 +72,8 @@ def test_a_person_is_answered(mail: Mail) -> None:
         pytest.param(b"Content-Type: Multipart/Report; report-type=delivery-status\n", "report", id="bounce"),
         pytest.param(b"Content-Type: message/delivery-status\n", "report", id="delivery status"),
         pytest.param(b"Return-Path: <>\n", "Return-Path", id="null return path"),
+        pytest.param(b"X-Loop: Bob@X.org\n", "X-Loop", id="own loop mark"),
+        pytest.param(b"X-Loop: a@y.org\nX-Loop: <info+x@x.org>\n", "X-Loop", id="own loop mark among others"),
     ],
 )  # fmt: skip
 def test_a_machine_is_not_answered_by_header(fields: bytes, why: str) -> None:

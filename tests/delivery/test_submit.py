@@ -465,7 +465,11 @@ def test_a_bounce_is_forwarded_as_one(world: World) -> None:
 def test_a_script_answers_within_a_rate(world: World) -> None:
     """A script answers the same correspondent again, unlike a rule, but not without end; a retry counts once."""
     reply = {"rule": "", "subject": "", "text": "x", "step": "0", "script": "list.py"}
-    ends = [ask(world.bound(queue_id=f"4N{number}", user=""), "REPLY", **reply) for number in [0, 0, *range(12)]]
+    messages = [MESSAGE.replace(b"<m@", b"<%d@" % number) for number in range(12)]
+    ends = [
+        ask(world.bound(messages[number], queue_id=f"4N{number}", user=""), "REPLY", **reply)
+        for number in [0, 0, *range(12)]
+    ]
     assert [kind for kind, _ in ends] == ["DONE"] * 12 + ["REFUSED"] * 2
     assert len(world.send.taken) == 10
     assert ends[-1][1] == "the script answered the same correspondent 10 times within an hour"
@@ -485,6 +489,29 @@ def test_a_day_has_a_budget_of_replies(world: World) -> None:
     other = world.bound(TO_CAROL, queue_id="4P9", sender="ann2@example.org", recipient="carol@x.org", user="carol")
     assert ask(other, "REPLY", **say)[0] == "DONE"
     assert len(world.send.taken) == 3
+
+
+def test_a_script_answers_one_copy_of_a_message(world: World) -> None:
+    """A second copy with the same Message-ID is not answered again, whatever queue file it is in; another message is.
+
+    What did not leave does not count.
+    """
+    reply = {"rule": "", "subject": "", "text": "x", "step": "0", "script": "list.py"}
+    one, two = (MESSAGE.replace(b"<m@", b"<%d@" % number) for number in (1, 2))
+    without = MESSAGE.replace(b"Message-ID: <m@example.org>\n", b"")
+    world.send.refuse = "451 4.3.0 later"
+    assert ask(world.bound(one, queue_id="4N0"), "REPLY", **reply)[0] == "FAILED"
+    world.send.refuse = ""
+    said = [
+        ask(world.bound(message, queue_id=queue_id), "REPLY", **{**reply, "step": step})
+        for message, queue_id, step in (
+            (one, "4N1", "0"), (one, "4N1", "1"), (one, "4N2", "0"), (two, "4N3", "0"), (without, "4N4", "0"),
+            (without, "4N5", "0"),
+        )
+    ]  # fmt: skip
+    assert [kind for kind, _ in said] == ["DONE", "DONE", "REFUSED", "DONE", "DONE", "DONE"]
+    assert "the same Message-ID" in said[2][1]
+    assert len(world.send.taken) == 5
 
 
 def test_the_guards_hold_for_scripts_too(world: World) -> None:

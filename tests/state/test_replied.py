@@ -48,6 +48,13 @@ def test_a_reply_that_did_not_leave_does_not_count(replied: Replied) -> None:
     assert replied.claim("bob", "a@example.org", "away", "m3", 1002, WEEK)
 
 
+def test_thousands_are_remembered(replied: Replied) -> None:
+    """Two thousand correspondents are each remembered (RFC 5230 section 4.2 asks for a thousand)."""
+    people = [f"{number}@example.org" for number in range(2000)]
+    assert all(replied.claim("bob", one, "away", "m1", 1000, WEEK) for one in people)
+    assert not any(replied.claim("bob", one, "away", "m2", 2000, WEEK) for one in people)
+
+
 def test_old_claims_are_forgotten(replied: Replied) -> None:
     """Expiry takes the claims older than the date, and nothing else."""
     replied.claim("bob", "a@example.org", "away", "m1", 1000, WEEK)
