@@ -20,6 +20,7 @@ BASE = Path("/var/vmail")
 CONFIGURATION = Path("/etc/milterapp/milterapp.yaml")
 RECIPIENTS = Path("/etc/milterapp/recipients")
 MAPS = Path("/etc/postfix/people")
+PROGRAMS = "programs:\n  sh:\n    run: [/bin/sh]\n"
 FILED = "rules:\n  - name: shops\n    if:\n      subject: {contains: shop}\n    then:\n      file: Shops\n"
 REFUSED = 'rules:\n  - name: no word\n    if:\n      subject: {contains: shop}\n    then:\n      reject: "5.7.1 No"\n'
 
@@ -39,7 +40,7 @@ def people(host: Site) -> Iterator[Site]:
     )
     subprocess.run(["postconf", "-M", "-e", f"people/unix={service}"], check=True)
     host.postconf(virtual_mailbox_domains="v.example", virtual_transport="people")
-    CONFIGURATION.write_text(f"delivery:\n  recipients: {RECIPIENTS}\n")
+    CONFIGURATION.write_text(f"delivery:\n  recipients: {RECIPIENTS}\n{PROGRAMS}")
     before = host.run("postconf", "-n")
     host.milterapp("setup", "--apply", check=True)
     _restart(host)
@@ -178,6 +179,33 @@ def test_a_home_that_was_replaced_is_reached(site: Site) -> None:
     site.settle()
     shutil.rmtree(BASE / "old")
     assert folders("ann") == {"Shops": ["second shop"]}
+
+
+def test_programs_and_scripts_stay_at_home(site: Site) -> None:
+    """Somebody's program and script work at home, and read nothing of another's home, though its uid is theirs."""
+    rules("ben", FILED)
+    rules(
+        "ann",
+        "rules:\n"
+        "  - name: look\n    if:\n      command: {run: sh, arguments: [.milterapp/look]}\n"
+        "    then:\n      file: Reached\n"
+        "  - name: tell\n    then:\n      script: tell.py\n",
+    )
+    look = f"cat {BASE}/ann/.milterapp/rules.yaml > seen || exit 2\ncat {BASE}/ben/.milterapp/rules.yaml > stolen\n"
+    tell = (
+        "def main(mail):\n    try:\n"
+        f'        open("{BASE}/ben/.milterapp/rules.yaml").close()\n        mail.file("Reached")\n'
+        '    except OSError:\n        mail.file("Walled")\n'
+    )
+    for name, text in (("look", look), ("tell.py", tell)):
+        path = BASE / "ann" / ".milterapp" / name
+        path.write_text(text)
+        shutil.chown(path, "vmail", "vmail")
+    site.send(message("hello"), [ANN])
+    site.settle()
+    assert folders("ann") == {"Walled": ["hello"]}
+    assert (BASE / "ann" / "seen").read_text().startswith("rules:")
+    assert (BASE / "ann" / "stolen").read_text() == ""
 
 
 def test_one_home_is_no_way_into_another(site: Site) -> None:
