@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ["BUSY", "Database", "StateError", "exists"]
 
@@ -32,20 +32,26 @@ class Database:
 
     def __init__(self, path: str, schema: str, version: int, *, durable: bool = True, patience: float = BUSY) -> None:
         self.path = path
+        self._schema, self._version, self._patience = schema, version, patience
         self._synchronous = "FULL" if durable else "NORMAL"
-        self._lock = threading.Lock()
-        self._patience = patience
+        self._lock = threading.RLock()  # _prepare begins a transaction, also where one found the file faulty
+        self._faulty = False
+        self._open()
+
+    def _open(self) -> None:
+        """Open the file. Raises StateError."""
+        path = self.path
         try:
             _check(path)
             # mode=rw: what `_check` did not make is not there, even where its folder is another one by now
             uri = f"file:{path.replace('%', '%25').replace('?', '%3f').replace('#', '%23')}?mode=rw"
             self._connection = sqlite3.connect(
-                uri, timeout=patience, isolation_level=None, check_same_thread=False, uri=True
+                uri, timeout=self._patience, isolation_level=None, check_same_thread=False, uri=True
             )
         except (sqlite3.Error, OSError) as error:
             raise StateError(f"{path}: {error}") from error
         try:
-            self._prepare(schema, version)
+            self._prepare(self._schema, self._version)
             self._identity = _identity(path)
         except (sqlite3.Error, OSError) as error:
             self._connection.close()
@@ -53,6 +59,22 @@ class Database:
         except StateError:
             self._connection.close()
             raise
+
+    def _usable(self) -> sqlite3.Connection:
+        """Return the connection; after a fault a new one.
+
+        A lock that could not be given back (one failed fcntl(2)) stays with a connection for as long as it lives, and
+        every later use of it fails. Raises StateError.
+        """
+        if self._faulty:
+            self._connection.close()
+            self._faulty = False
+            try:
+                self._open()
+            except StateError:
+                self._faulty = True
+                raise
+        return self._connection
 
     def _prepare(self, schema: str, version: int) -> None:
         """Set the durability, and make the tables where the file is new."""
@@ -89,12 +111,20 @@ class Database:
             raise StateError(f"{self.path}: {error.strerror}") from error
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Wait for the threads before us, who may each wait for another process. Raises StateError."""
+    def _turn(self) -> Iterator[sqlite3.Connection]:
+        """Wait for the threads before us, who may each wait for another process; give the connection.
+
+        Raises StateError for every fault of the database.
+        """
         if not self._lock.acquire(timeout=self._patience):
             raise StateError(f"{self.path}: other threads have had it for {self._patience:g} s")
         try:
-            yield
+            yield self._usable()
+        except sqlite3.Error as error:
+            self._faulty = True
+            with suppress(sqlite3.Error):  # closed before the next use, which ends what this does not
+                self._connection.rollback()  # so that other processes need not wait for that
+            raise StateError(f"{self.path}: {error}") from error
         finally:
             self._lock.release()
 
@@ -104,19 +134,14 @@ class Database:
 
         Raises StateError for every fault of the database.
         """
-        with self._turn():
+        with self._turn() as connection:
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._connection
-                except BaseException:
-                    self._connection.execute("ROLLBACK")
-                    raise
-                self._connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise StateError(f"{self.path}: {error}") from error
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
 
     def write(self, statement: str, values: Sequence[str | int | float | bytes | None]) -> int:
         """Run one statement as a transaction of its own, on disk when it returns; return how many rows it changed.
@@ -124,20 +149,14 @@ class Database:
         Outside of a transaction SQLite commits each statement: a third of the calls that transaction() makes.
         Raises StateError for every fault of the database.
         """
-        with self._turn():
-            try:
-                return self._connection.execute(statement, values).rowcount
-            except sqlite3.Error as error:
-                raise StateError(f"{self.path}: {error}") from error
+        with self._turn() as connection:
+            return connection.execute(statement, values).rowcount
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give the connection for single reads. Raises StateError for every fault of the database."""
-        with self._turn():
-            try:
-                yield self._connection
-            except sqlite3.Error as error:
-                raise StateError(f"{self.path}: {error}") from error
+        with self._turn() as connection:
+            yield connection
 
     def close(self) -> None:
         """Close the file."""

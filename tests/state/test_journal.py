@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -239,4 +240,18 @@ def test_what_cannot_be_seen_is_not_absent(path: str) -> None:
     for ask in (journal.database.still_there, lambda: database.exists(path)):
         with pytest.raises(StateError, match="Not a directory"):
             ask()
+    journal.close()
+
+
+def test_after_a_fault_the_file_is_opened_anew(path: str) -> None:
+    """A connection that has failed is not used again: what it could not do, the next one does."""
+    journal = Journal(path)
+    assert journal.prepare(KEY, "one", 1).fresh
+    uses: tuple[Callable[[], object], ...] = (lambda: journal.mark(KEY, "0", "done", 1), lambda: journal.find(KEY))
+    for use in uses:
+        journal.database._connection.close()
+        with pytest.raises(StateError):
+            use()
+        use()
+    assert journal.steps(KEY) == {"0": "done"}
     journal.close()
