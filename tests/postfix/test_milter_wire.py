@@ -174,6 +174,7 @@ def test_killed_at_each_stage(site: Site, command: str, whom: str) -> None:
 
 def test_client_gone(site: Site) -> None:
     """Clients that hang up at every stage leave no mail, no fault, and the next client a milter."""
+    before = len(site.service_log("milter"))
     with tapped(site, RULES) as tap:
         lines = [
             b"EHLO c.example\r\n",
@@ -195,7 +196,7 @@ def test_client_gone(site: Site) -> None:
         site.settle()
         assert len(site.inbox("alice")) == 1
         site.wait(lambda: tap.connections == 0, "the connections to end", 60)
-    assert " event=fault" not in site.service_log("milter")
+    assert " event=fault" not in site.service_log("milter")[before:]
 
 
 def test_queue_id_of_the_second_recipient(site: Site) -> None:
