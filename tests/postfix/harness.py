@@ -192,15 +192,18 @@ class Site(Host):
     def settle(self, deadline: float = 60) -> None:
         """Wait until the queue is empty: everything that was sent has ended somewhere."""
         next_flush = time.monotonic() + 0.3
+        quiet = 0
 
         def empty() -> bool:
-            nonlocal next_flush
+            nonlocal next_flush, quiet
             self.revive()
             queued = self.queue()
             if queued and time.monotonic() > next_flush:
                 self.flush()
                 next_flush = time.monotonic() + 0.3
-            return not queued
+            # Three times in a row: what moves while showq(8) looks at one queue after the other is seen in none.
+            quiet = 0 if queued else quiet + 1
+            return quiet >= 3
 
         self.wait(empty, "the queue to become empty", deadline)
 
