@@ -10,12 +10,14 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 __all__ = ["BUSY", "Database", "StateError", "exists"]
 
 BUSY = 10.0  # seconds to wait for another process's transaction
+_AGAIN = 0.01  # seconds until a new file is tried again that another process is preparing
 
 
 class StateError(Exception):
@@ -79,7 +81,7 @@ class Database:
     def _prepare(self, schema: str, version: int) -> None:
         """Set the durability, and make the tables where the file is new."""
         run = self._connection.execute
-        run("PRAGMA journal_mode=WAL")
+        self._write_ahead()
         run(f"PRAGMA synchronous={self._synchronous}")
         found = run("PRAGMA user_version").fetchone()[0]
         if found == version:
@@ -100,6 +102,19 @@ class Database:
             os.fsync(folder)  # the file's own name must be as durable as what it holds
         finally:
             os.close(folder)
+
+    def _write_ahead(self) -> None:
+        """Have the file use WAL; of two that do so to a new file at once, SQLite tells one at once that it is busy."""
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            else:
+                return
+            time.sleep(_AGAIN)
 
     def still_there(self) -> bool:
         """Tell whether the path still names the file that was opened. Raises StateError where that cannot be seen."""

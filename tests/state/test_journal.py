@@ -55,6 +55,35 @@ def test_marks_survive_the_process(path: str) -> None:
     journal.close()
 
 
+def test_the_first_ones_need_not_take_turns(tmp_path: Path) -> None:
+    """Several processes that open a file which is not there yet, all at once, have it all the same."""
+    failed = 0
+    for number in range(100):
+        folder = tmp_path / str(number)
+        folder.mkdir(mode=0o700)
+        waiting, go = os.pipe()
+        openers = [_opener(str(folder / "journal.sqlite"), waiting, go) for _ in range(3)]
+        os.close(waiting)
+        os.close(go)
+        failed += sum(os.waitpid(pid, 0)[1] != 0 for pid in openers)
+    assert failed == 0
+
+
+def _opener(path: str, waiting: int, go: int) -> int:
+    """Return the process that opens a journal as soon as nobody has `go` any more; 0 is its status where it could."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(go)
+            os.read(waiting, 1)
+            Journal(path).prepare(KEY, "record", 1)
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
 @pytest.mark.parametrize(
     "other",
     [
