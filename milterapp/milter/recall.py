@@ -42,9 +42,10 @@ class Recall:
             memory, due = self._begin(now)
         except StateError as error:
             return self._failed(error, begun)
+        found: Value = Failed("not answered")  # what it is to `finally` where a fault of ours ends this
         try:
             ask = memory.rate if need.kind == "rate" else memory.duplicate
-            found: Value = ask(need.rule, need.key, message, now=now, within=need.within)
+            found = ask(need.rule, need.key, message, now=now, within=need.within)
             if due:
                 memory.expire(now)
         except StateError as error:

@@ -152,3 +152,23 @@ def test_a_memory_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(memory.answer(need, "m3"), Failed)
     assert memory.answer(need, "m2") == 2
     assert isinstance(memory.answer(need, "m4"), Failed)
+
+
+def test_a_fault_of_ours_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with us goes on as it is, and a worker that leaves still lets the memory go."""
+    closed: list[str] = []
+
+    class Faulty(counting.Fleeting):
+        def rate(self, *_: object, **__: object) -> int:
+            raise TypeError("ours")
+
+        def close(self) -> None:
+            closed.append("closed")
+
+    monkeypatch.setattr(counting, "opened", lambda _: Faulty())
+    memory = Recall("/var/lib/milterapp/milter")
+    with pytest.raises(TypeError, match="ours"):
+        memory.answer(Need("rate", "r", ("a@example.net",), 3600.0), "m1")
+    assert closed == ["closed"]  # and the next question opens it anew
+    memory.leave()
+    assert closed == ["closed"]
