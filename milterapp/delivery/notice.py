@@ -77,9 +77,10 @@ def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: 
     """
     if about.script:
         saved = _save(about, home, state)
-        subject, text = f"Your script {about.script} failed", _cut("".join(_words(about, state, saved)))
+        subject, text = f"Your script {about.script} failed", "".join(_words(about, state, saved))
     else:
         subject, text = "Your mail rules cannot be used", _RULES.format(about.text, _MEANWHILE[about.keeps])
+    text = _cut(text)
     if maildir is None:
         return submit.ask("NOTICE", {"subject": subject, "text": text, "step": _STEP})
     own = about.key.recipient
@@ -92,7 +93,7 @@ def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: 
 
 
 def _cut(text: str) -> str:
-    """Return the text within what one datagram holds: the middle of a long traceback says least."""
+    """Return the text within what one datagram holds: the middle of a long one says least."""
     data = text.encode("utf-8", "replace")
     if len(data) <= _MOST_TEXT:
         return text

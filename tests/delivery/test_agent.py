@@ -411,6 +411,18 @@ def test_broken_rules(person: Person, start: Start, rules: str, mode: int, where
     assert len(person.mail("Maildir/.Lists.Python")) == 1
 
 
+def test_very_long_problems(person: Person, start: Start) -> None:
+    """However long the words in a rule file are, what is wrong with it is told, first and last."""
+    rules = [f"  - name: r{at}\n    then: {'x' * 6000}\n" for at in range(20)]
+    person.write("rules:\n" + "".join(rules))
+    submit = Submit()
+    assert start().deliver(submit).status == "defer"
+    assert submit.kinds == ["NOTICE"]
+    text = submit.asked.pop().fields["text"]
+    assert "rules.yaml:3:" in text
+    assert "told of these problems once" in text
+
+
 @pytest.mark.parametrize(("broken_rules", "status", "kinds"), [("defer", "defer", []), ("keep", "ok", ["KEEP"])])
 def test_could_not_tell(person: Person, start: Start, broken_rules: str, status: str, kinds: list[str]) -> None:
     """A limit hit while deciding is neither match nor no match: the mail is deferred or kept, as the site says."""
