@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,3 +177,6 @@ class AgentProcess:
         """Kill it."""
         os.kill(self.pid, signal.SIGKILL)
         self.close()
+
+
+Start = Callable[..., AgentProcess]  # what the fixture `start` gives

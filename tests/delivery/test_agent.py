@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from milterapp.delivery import wire
-from tests.delivery.agent_process import JOB, MESSAGE, UID, AgentProcess, Person, Submit
+from tests.delivery.agent_process import JOB, MESSAGE, UID, AgentProcess, Person, Start, Submit
 
 pytestmark = pytest.mark.root
 
@@ -26,30 +25,6 @@ DEFER = "rules:\n  - name: later\n    then: defer\n"
 EDIT = "rules:\n  - name: mark\n    then:\n      - add_header: {X-Mark: seen}\n"
 LOG = "rules:\n  - name: note\n    then:\n      log: of ${subject}\n"
 STAMPED = MESSAGE.replace(b"From:", b"X-Original-To: info@x.org\nDelivered-To: bob@x.org\nFrom:", 1)
-
-
-@pytest.fixture
-def person() -> Iterator[Person]:
-    """Give a user with an empty home."""
-    made = Person()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def start(person: Person) -> Iterator[Callable[..., AgentProcess]]:
-    """Give what starts agents of that user; they are ended with the test, and must end well."""
-    running: list[AgentProcess] = []
-
-    def started(**settings: Any) -> AgentProcess:
-        running.append(AgentProcess(person, **settings))
-        return running[-1]
-
-    yield started
-    assert [agent.close() for agent in running] == [0] * len(running)
-
-
-Start = Callable[..., AgentProcess]
 
 
 def test_without_rules_the_mail_is_kept(person: Person, start: Start) -> None:

@@ -7,14 +7,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from milterapp.settings import Program
-from tests.delivery.agent_process import MESSAGE, UID, AgentProcess, Person, Submit
+from tests.delivery.agent_process import MESSAGE, UID, AgentProcess, Person, Start, Submit
 from tests.delivery.chain import descendants, wait_gone
 
 pytestmark = pytest.mark.root
@@ -31,32 +31,18 @@ def sh(script: str, **bounds: Any) -> dict[str, dict[str, Any]]:
     return {"it": dataclasses.asdict(Program(("/bin/sh", "-c", script, "it"), **({"time": 60.0} | bounds)))}
 
 
-@pytest.fixture
-def person() -> Iterator[Person]:
-    """Give a user with an empty home."""
-    made = Person()
-    yield made
-    made.close()
-
-
 Deliver = Callable[..., Any]
 
 
 @pytest.fixture
-def start(person: Person) -> Iterator[Callable[..., AgentProcess]]:
-    """Give what starts agents of that user with rules and a program; they are ended with the test, and end well."""
-    running: list[AgentProcess] = []
+def start(person: Person, start: Start) -> Start:
+    """Give what starts agents of that user with rules and a program."""
 
     def started(rules: str, script: str, **bounds: Any) -> AgentProcess:
         person.write(rules)
-        running.append(AgentProcess(person, programs=sh(script, **bounds)))
-        return running[-1]
+        return start(programs=sh(script, **bounds))
 
-    yield started
-    assert [agent.close() for agent in running] == [0] * len(running)
-
-
-Start = Callable[..., AgentProcess]
+    return started
 
 
 def runs(person: Person) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.delivery.agent_process import MESSAGE, UID, AgentProcess, Person, Submit
+from tests.delivery.agent_process import MESSAGE, UID, Person, Start, Submit
 
 pytestmark = pytest.mark.root
 
@@ -37,30 +37,6 @@ def OPEN(mail, page, host):
     mail.discard()
     return START
 """
-
-
-@pytest.fixture
-def person() -> Iterator[Person]:
-    """Give a user with an empty home."""
-    made = Person()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def start(person: Person) -> Iterator[Callable[..., AgentProcess]]:
-    """Give what starts agents of that user; they are ended with the test, and must end well."""
-    running: list[AgentProcess] = []
-
-    def started(**settings: Any) -> AgentProcess:
-        running.append(AgentProcess(person, **settings))
-        return running[-1]
-
-    yield started
-    assert [agent.close() for agent in running] == [0] * len(running)
-
-
-Start = Callable[..., AgentProcess]
 
 
 def with_script(person: Person, body: str, rules: str = RULES) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.delivery.agent_process import AgentProcess, Person, Submit
+from tests.delivery.agent_process import AgentProcess, Person, Start, Submit
 
 pytestmark = pytest.mark.root
 
-Start = Callable[..., AgentProcess]
 TAGGED = "rules:\n  - name: o\n    if: {tag: seen}\n    then: {file: Own}\n"
 
 
@@ -30,14 +29,6 @@ def tagging(tag: str) -> str:
 
 
 @pytest.fixture
-def person() -> Iterator[Person]:
-    """Give a user with an empty home."""
-    made = Person()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def place() -> Iterator[Path]:
     """Give a folder of root's that everybody can read."""
     folder = Path(tempfile.mkdtemp(prefix="site-", dir="/etc"))
@@ -47,20 +38,17 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-def start(person: Person, place: Path) -> Iterator[Start]:
+def start(start: Start, place: Path) -> Start:
     """Give what starts agents with site rules: before and after are texts, None for no such setting."""
-    running: list[AgentProcess] = []
 
     def started(before: str | None = None, after: str | None = None, **settings: Any) -> AgentProcess:
         for name, text in (("before", before), ("after", after)):
             if text is not None:
                 (place / f"{name}.yaml").write_text(text)
                 settings[f"rules_{name}"] = str(place / f"{name}.yaml")
-        running.append(AgentProcess(person, **settings))
-        return running[-1]
+        return start(**settings)
 
-    yield started
-    assert [agent.close() for agent in running] == [0] * len(running)
+    return started
 
 
 def folders(person: Person) -> list[str]:

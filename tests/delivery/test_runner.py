@@ -103,14 +103,6 @@ def _hide() -> None:
     assert libc.mount(b"proc", b"/proc", b"proc", ctypes.c_ulong(0), b"hidepid=invisible") == 0, ctypes.get_errno()
 
 
-@pytest.fixture
-def person() -> Iterator[Person]:
-    """Give a user with an empty home."""
-    made = Person()
-    yield made
-    made.close()
-
-
 Start = Callable[..., Runner]
 
 
