@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from pathlib import Path
 
@@ -117,3 +118,36 @@ def test_memory_and_descriptors_stay(serve: Serve) -> None:
     before = len(os.listdir(folder))
     assert milter_soak.soak(service, 2_000, 4)
     service.wait(lambda: len(os.listdir(folder)) <= before + 4, "the connections to be closed", 60)
+
+
+def test_a_slow_pattern_stalls_nobody_else(serve: Serve) -> None:
+    """While one message is searched with a pattern that costs seconds, the same worker answers others."""
+    letters = random.Random(1)
+    long = "".join(letters.choices("abcdefghijklmnopq ", k=2_000_000)).encode()
+    rules = [
+        f"  - name: {one}\n    if:\n      body: {{regex: '[a-q][^u-z]{{37}}{one}'}}\n    then: discard\n"
+        for one in "uvwxyz"
+    ]
+    service = serve("rules:\n" + "".join(rules))
+    slow, quick = service.peer(), service.peer()
+    for peer in (slow, quick):
+        peer.connect()
+    ended = threading.Event()
+
+    def end() -> None:
+        slow.end()
+        ended.set()
+
+    assert slow.mail().goes_on
+    assert slow.rcpt().goes_on
+    slow.header(b"Subject", b"hello")
+    slow.end_of_header()
+    slow.body(long)
+    thread = threading.Thread(target=end)
+    thread.start()
+    meanwhile = 0
+    while not ended.is_set():
+        assert quick.message().code in "ca"
+        meanwhile += not ended.is_set()
+    thread.join()
+    assert meanwhile > 1
