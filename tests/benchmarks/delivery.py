@@ -20,7 +20,6 @@ import queue
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -39,13 +38,13 @@ from tests.benchmarks.delivery_peers import (
     start_nowhere,
     start_ours,
 )
+from tests.benchmarks.entering import CORPUS, ROOT, enter
 from tests.benchmarks.milter import Client, overlay, processes, tree, wire
 from tests.benchmarks.table import render
 from tests.postfix.host import MAILLOG, Host, in_world
 from tests.postfix.processes import master
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-UNPACKED, CORPUS = ".venv/peers-delivery", ".venv/corpus"
+UNPACKED = ".venv/peers-delivery"
 PACKAGES = ("procmail", "maildrop", "fdm", "dovecot-core", "dovecot-lmtpd", "dovecot-sieve")
 IN_FLIGHT = 8
 PACE, PACED = 0.05, 40  # seconds between two messages, and how many, where the delay is measured
@@ -355,16 +354,7 @@ def main() -> int:
     given = parser.parse_args()
     if in_world():
         return inside(given)
-    shutil.rmtree(ROOT / CORPUS, ignore_errors=True)
-    if given.corpus:
-        (ROOT / CORPUS).mkdir()
-        for number, path in enumerate(sorted(given.corpus.rglob("*"))):
-            if path.is_file() and path.suffix != ".md":
-                shutil.copyfile(path, ROOT / CORPUS / f"{number:05}.eml")
-    subprocess.run([str(ROOT / "packaging/prepare")], check=True)  # what is measured is what is installed in .venv
-    subprocess.run([str(ROOT / "packaging/unpack"), str(ROOT / UNPACKED), *PACKAGES], check=False)
-    command = [str(ROOT / "packaging/world"), ".venv/bin/python", "-m", "tests.benchmarks.delivery", *sys.argv[1:]]
-    return subprocess.run(command, check=False).returncode
+    return enter("tests.benchmarks.delivery", given.corpus, UNPACKED, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import base64
 import ctypes
 import os
 import queue
-import shutil
 import socket
 import statistics
 import subprocess
@@ -30,13 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.decide import message
+from tests.benchmarks.entering import CORPUS, ROOT, enter
 from tests.benchmarks.peers import Rules, Running, body_rules, header_rules, start
 from tests.benchmarks.table import render
 from tests.postfix.host import Host, in_world
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 UNPACKED = ".venv/peers"
-CORPUS = ".venv/corpus"  # a copy, as the world hides many a place
 PACKAGES = ("rspamd", "mimedefang", "libnet-dns-perl", "opendkim")
 IN_FLIGHT = 8
 FIRST_PORT = 2600
@@ -359,16 +357,7 @@ def main() -> int:
     given = parser.parse_args()
     if in_world():
         return inside(given)
-    shutil.rmtree(ROOT / CORPUS, ignore_errors=True)
-    if given.corpus:
-        (ROOT / CORPUS).mkdir()
-        for number, path in enumerate(sorted(given.corpus.rglob("*"))):
-            if path.is_file() and path.suffix != ".md":
-                shutil.copyfile(path, ROOT / CORPUS / f"{number:05}.eml")
-    subprocess.run([str(ROOT / "packaging/prepare")], check=True)  # what is measured is what is installed in .venv
-    subprocess.run([str(ROOT / "packaging/unpack"), str(ROOT / UNPACKED), *PACKAGES], check=False)
-    command = [str(ROOT / "packaging/world"), ".venv/bin/python", "-m", "tests.benchmarks.milter", *sys.argv[1:]]
-    return subprocess.run(command, check=False).returncode
+    return enter("tests.benchmarks.milter", given.corpus, UNPACKED, PACKAGES)
 
 
 if __name__ == "__main__":
