@@ -1,4 +1,7 @@
-"""`python -m milterapp` is the command `milterapp`."""
+"""`python -m milterapp` is the command `milterapp`.
+
+Must never: do anything but call it.
+"""
 
 import sys
 

@@ -143,3 +143,10 @@ def test_nothing_imports_what_would_be_unsafe() -> None:
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 wrong.append(f"{path.name}:{node.lineno}: shell=")
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_must_never_do(path: Path) -> None:
+    """Whoever opens a file reads at its top what it is for, and what must not happen in it."""
+    said = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    assert "Must never: " in said
