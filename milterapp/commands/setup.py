@@ -134,6 +134,8 @@ def _apply(site: Site, postfix: Configuration, settings: Settings, *, reload: bo
         print(f"{postfix.directory}/main.cf: {name}")
     for service in changes.services:
         print(f"{postfix.directory}/master.cf: {service.key}")
+    for key in changes.gone:
+        print(f"{postfix.directory}/master.cf: {key} taken out")
     for note in notes(postfix.main, postfix.services, virtual=bool(site.virtual)):
         print(f"note: {note}", file=sys.stderr)
     if not changes:

@@ -73,7 +73,7 @@ def apply(site: Site, configuration: Configuration) -> Changes:
         for name, data in before.items():
             if data and not data.endswith(b"\n"):  # postconf(1) would write on in that line
                 replace_file(os.path.join(directory, name), data + b"\n")
-        write_services(directory, changes.services)
+        write_services(directory, changes.services, changes.gone)
         write_main(directory, changes.main)
         status, said = postfix(directory, "check")
         if status != 0:

@@ -66,13 +66,17 @@ def attach(
 ) -> tuple[Changes, dict[str, Before]]:
     """Return what remains to be done to reach the goal, and what to remember of it.
 
-    What was ours in `main` and is not wanted any more (another door) goes back to what it is in `base`.
+    What was ours in `main` and is not wanted any more (another door) goes back to what it is in `base`; services of
+    ours that nothing wants any more go.
     """
     settings = goal.settings()
     left = {name: base.get(name) for name in main if name not in settings and main[name] != base.get(name)}
     changes = Changes(
         main={**left, **{name: value for name, value in settings.items() if main.get(name) != value}},
         services=tuple(one for one, _ in goal.services if not _same(services.get(one.key), one)),
+        gone=tuple(
+            sorted({one.key for one in services.values() if _is_ours(one)} - {one.key for one, _ in goal.services})
+        ),
     )
     return changes, {name: Before(base.get(name), value) for name, value in settings.items()}
 
@@ -89,9 +93,7 @@ def detach(
     stay = KEEPERS if keep_keepers else ()
     return Changes(
         main={name: base.get(name) for name in ours if main.get(name) != base.get(name)},
-        gone=tuple(
-            one.key for one in services.values() if one.name in SERVICES and one.kind == "unix" and one.name not in stay
-        ),
+        gone=tuple(one.key for one in services.values() if _is_ours(one) and one.name not in stay),
     )
 
 
@@ -133,6 +135,10 @@ def notes(main: Mapping[str, str], services: Mapping[str, Service], *, virtual: 
                 "(delivery.recipients, milterapp.yaml(5))"
             )
     return found
+
+
+def _is_ours(one: Service) -> bool:
+    return one.name in SERVICES and one.kind == "unix"
 
 
 def _same(one: Service | None, other: Service) -> bool:

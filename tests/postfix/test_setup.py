@@ -133,6 +133,24 @@ def test_virtual_domains_are_attached_where_the_site_asks(
     assert files(instance) == original
 
 
+def test_what_the_site_wants_no_more_goes(setup: Setup, instance: Path, tmp_path: Path) -> None:
+    """Applied again without delivery.recipients, the services for virtual domains go; undo still leaves no trace."""
+    configure(instance, PLAIN)
+    config = tmp_path / "milterapp.yaml"
+    config.write_text("delivery:\n  recipients: /etc/milterapp/recipients\n")
+    original = files(instance)
+    assert setup("--apply", "--config", str(config)).returncode == 0
+    config.write_text("log: json\n")
+    done = setup("--apply", "--config", str(config))
+    assert (done.returncode, done.stderr.count(b"Traceback")) == (0, 0)
+    gone = [line for line in done.stdout.decode().splitlines() if line.endswith(" taken out")]
+    assert [line.split()[-3] for line in gone] == ["milterapp-hand-back-virtual/unix", "milterapp-virtual/unix"]
+    assert b"virtual" not in (instance / "master.cf").read_bytes().partition(b"milterapp")[2]
+    assert setup("--apply", "--config", str(config)).stdout == b"nothing to do: milterapp is attached already\n"
+    assert setup("--undo").stdout == b"taken out\n"
+    assert files(instance) == original
+
+
 def test_undo_leaves_what_was_changed_since(setup: Setup, instance: Path) -> None:
     """Lines that came after --apply stay, in main.cf and master.cf; ours go."""
     configure(instance, PLAIN + b"smtpd_milters = inet:localhost:1\n")
