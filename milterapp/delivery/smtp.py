@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 __all__ = [
@@ -139,9 +140,13 @@ def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, time
     if recipient == b"<>":
         raise AddressError("no recipient")
     try:
-        with _connect(address, timeout) as connection:
+        connection = _connect(address, timeout)
+        try:
             hello = b"LHLO" if address.startswith(LMTP) else b"EHLO"
             return _Dialogue(connection, hello).run(sender, recipient, parts, eight_bit=transaction.eight_bit)
+        finally:
+            with suppress(OSError):  # what the server has taken it has taken
+                connection.close()
     except (OSError, ValueError) as error:
         if isinstance(error, AddressError):
             raise
@@ -172,10 +177,8 @@ class _Dialogue:
                 held = b""
         self._connection.sendall(held + b"QUIT\r\n" if at_once else held)
         reply = " ".join(self._expect("250", _END_OF_DATA))
-        try:
+        with suppress(OSError):  # the message is Postfix's already
             self._connection.sendall(b"" if at_once else b"QUIT\r\n")
-        except OSError:
-            pass  # the message is Postfix's already
         found = _QUEUED.search(reply)
         return found[1] if found else ""
 

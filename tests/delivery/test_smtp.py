@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import threading
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milterapp.delivery import smtp
 from milterapp.delivery.smtp import AddressError, FinalError, SmtpError, Transaction, endpoint, path, send, wire_form
 
 GREETING = "220 mail.example.org ESMTP"
@@ -186,6 +188,39 @@ def test_everything_else_is_a_fault(
         send(peers[0].address, Transaction("a@x.org", "b@x.org"), [b"x\n"], timeout=10)
     if reply and reply[0] in "45":
         assert reply in str(raised.value)
+
+
+class _CloseFails(socket.socket):
+    """A socket whose close(2) says that it failed, after the fact."""
+
+    def close(self) -> None:
+        super().close()
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("last", "taken"),
+    [pytest.param(GOOD[-1], "4XyZ12abC", id="taken"), pytest.param("451 4.3.0 later", "", id="not taken")],
+)
+def test_what_is_taken_is_taken(
+    tmp_path: Path, peers: list[Peer], monkeypatch: pytest.MonkeyPatch, last: str, taken: str
+) -> None:
+    """A connection that cannot be closed makes nothing that Postfix has taken be sent again, and nothing else taken."""
+
+    def connect(address: str, timeout: float) -> socket.socket:
+        connection = _CloseFails(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
+        connection.connect(address)
+        return connection
+
+    monkeypatch.setattr(smtp, "_connect", connect)
+    peers.append(Peer(tmp_path, [*GOOD[:-1], last]))
+    transaction = Transaction("ann@example.org", "bob@example.org")
+    if taken:
+        assert send(peers[0].address, transaction, [b"hello\n"], timeout=5) == taken
+    else:
+        with pytest.raises(SmtpError, match="451"):
+            send(peers[0].address, transaction, [b"hello\n"], timeout=5)
 
 
 def test_a_message_for_nobody_is_never_ended(tmp_path: Path, peers: list[Peer]) -> None:
