@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from milterapp.mail import edits, values
 from milterapp.script import stored
 
-__all__ = ["KINDS", "MOST_DAYS", "Action", "Answered", "Ask", "Defer", "Discard", "File", "Forward", "Header", "Keep",
-           "Output", "Reject", "Reply", "Send", "Store"]  # fmt: skip
+__all__ = ["IN_LINE", "KINDS", "MOST_DAYS", "NO_PLACE", "Action", "Answered", "Ask", "Defer", "Discard", "File",
+           "Forward", "Header", "Keep", "Output", "Reject", "Reply", "Send", "Store"]  # fmt: skip
 
 _STATUS = re.compile(r"([45])\.[0-9]{1,3}\.[0-9]{1,3}")
 _LINE = re.compile(r"[\x20-\x7e]{1,400}")
@@ -267,3 +267,8 @@ KINDS: dict[str, Any] = {
     kind.word: kind
     for kind in (Keep, File, Forward, Reply, Reject, Defer, Discard, Send, Header, Store, Output, Ask, Answered)
 }
+
+# What a site's script may ask for. All else would have to be done once, and kept where Postfix keeps the message: the
+# milter never learns whether it does.
+IN_LINE = (Reject, Defer, Discard, Header)
+NO_PLACE = "has no place in a site script, which may reject, defer, discard and edit the header"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from milterapp.script import stored
-from milterapp.script.actions import Action, Output, Store
+from milterapp.script.actions import IN_LINE, NO_PLACE, Action, Output, Store
 from milterapp.script.memory import Memory
 from milterapp.script.plan import DEFAULT, PlanLimits, texts_of
 from milterapp.script.untrusted import Text, Untrusted, refusal, reveal
@@ -27,7 +27,8 @@ class Collected:
     """What one run has asked for. stores: what it has stored so far, which it reads back before the memory.
 
     now: seconds since 1970. folder: where the script's templates are, "" for the working directory. functions: the
-    script's own, by name. asked: the message itself was taken, until its sender answers.
+    script's own, by name. asked: the message itself was taken, until its sender answers. site: it is the site's, run
+    in-line, where nothing is remembered and little can be asked for.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Collected:
         now: float = 0.0,
         folder: str = "",
         functions: Mapping[str, Callable[..., Any]] | None = None,
+        site: bool = False,
     ) -> None:
-        self.memory = memory
+        self._memory = memory
         self.now = now
         self.folder = folder
         self.functions = functions or {}
@@ -49,10 +51,22 @@ class Collected:
         self.actions: list[Action] = []
         self.stores: dict[str, tuple[bool, str | None]] = {}
         self._limits = limits
+        self._site = site
         self._size = 0
 
+    @property
+    def memory(self) -> Memory:
+        """What the script remembers. Raises ScriptError for a site's, which remembers nothing."""
+        if self._site:
+            raise ScriptError(f"`store` {NO_PLACE}")
+        return self._memory
+
     def add(self, action: Action) -> None:
-        """Collect one action. Raises ScriptError past a limit, so that an endless loop is told where it is."""
+        """Collect one action. Raises ScriptError past a limit, so that an endless loop is told where it is, and for
+        what has no place in-line.
+        """
+        if self._site and not isinstance(action, IN_LINE):
+            raise ScriptError(f"`{action.word}` {NO_PLACE}")
         self._size += sum(map(len, texts_of(action)))
         if len(self.actions) >= self._limits.actions:
             raise ScriptError(f"more than {self._limits.actions} actions")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from milterapp.rules.problem import Place, Problem, near_miss
+from milterapp.script.in_line import out_of_place
 from milterapp.script.routes import Application, application, is_state
 from milterapp.script.untrusted import TaintError
 
@@ -47,10 +48,13 @@ class Script:
     functions: Mapping[str, Callable[..., Any]]
 
 
-def load(source: bytes, file: str, *, checked: bool = False) -> tuple[Script | None, tuple[Problem, ...]]:
+def load(
+    source: bytes, file: str, *, checked: bool = False, site: bool = False
+) -> tuple[Script | None, tuple[Problem, ...]]:
     """Return the script, None where problems were found that keep it from running. Runs the script's top level.
 
-    checked: this very source was loaded before and had no problems, so what only finds some is left out.
+    checked: this very source was loaded before and had no problems, so what only finds some is left out. site: it is
+    the site's, which has no routes and asks for nothing that has no place in-line.
     """
     try:
         tree = None if checked else ast.parse(source, file)
@@ -69,7 +73,7 @@ def load(source: bytes, file: str, *, checked: bool = False) -> tuple[Script | N
         types.FunctionType(code, module.__dict__)()  # the one place that runs what a person wrote
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a script may raise anything, and its author is told
         return None, (Problem(Place(file, _line(error, file)), _said(error)),)
-    return _assemble(module, tree, file)
+    return _assemble(module, tree, file, site=site)
 
 
 @functools.lru_cache(1)
@@ -79,16 +83,19 @@ def _compiled(source: bytes, file: str) -> types.CodeType:
 
 
 def _assemble(
-    module: types.ModuleType, tree: ast.Module | None, file: str
+    module: types.ModuleType, tree: ast.Module | None, file: str, *, site: bool
 ) -> tuple[Script | None, tuple[Problem, ...]]:
     own = [one for one in vars(module).values() if isinstance(one, types.FunctionType)]
     functions = list(dict.fromkeys(one for one in own if one.__code__.co_filename == file))
     found, problems = application(functions, file, checked=tree is None)
     if tree is not None:
         problems += tuple(_returned(tree, vars(module), file))
+        problems += tuple(out_of_place(tree, file)) if site else ()
     main = vars(module).get(MAIN)
     has_routes = bool(found.states or found.stateless)
-    if has_routes and callable(main):
+    if has_routes and site:
+        problems += (Problem(Place(file), f"a site script is one function {MAIN}(mail), without routes"),)
+    elif has_routes and callable(main):
         problems += (_at(main, file, f"a script has {MAIN}, or routes, not both"),)
     elif not has_routes and not isinstance(main, types.FunctionType):
         problems += (Problem(Place(file), f"expected a function {MAIN}(mail), or functions with @route"),)

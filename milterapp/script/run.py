@@ -25,7 +25,7 @@ from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits,
 from milterapp.script.routes import START, Application, is_state
 from milterapp.script.untrusted import WAYS_OUT
 
-__all__ = ["Job", "examine", "listed", "run", "serve", "to_bytes", "work"]
+__all__ = ["Job", "examine", "listed", "run", "serve", "serve_examination", "to_bytes", "to_examine", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class Job:
 
     checked: this very source has been loaded before without problems, so they are not looked for again. states: all
     those of the sender, by captures, so that none is asked for; None where they are not given. now: seconds since
-    1970, 0 for the time when it runs; folder: where its templates are, "" for the working directory.
+    1970, 0 for the time when it runs; folder: where its templates are, "" for the working directory. site: it is the
+    site's, run in-line.
     """
 
     source: bytes
@@ -47,6 +48,7 @@ class Job:
     states: Mapping[tuple[str, ...], str] | None = None
     now: float = 0.0
     folder: str = ""
+    site: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +67,18 @@ def to_bytes(job: Job) -> bytes:
         [getattr(one, name) for name in type(one).__slots__] for one in (job.envelope, job.limits, job.plan_limits)
     ]  # fmt: skip  # by their order: both ends are this very code
     states = None if job.states is None else [[list(per), state] for per, state in job.states.items()]
-    said = [job.file, len(job.source), job.checked, states, job.now, *values]
+    said = [job.file, len(job.source), job.checked, job.site, states, job.now, *values]
     return json.dumps(said, ensure_ascii=True).encode("ascii") + b"\n" + job.source + job.raw
 
 
 def serve(data: bytes, ask: Callable[[bytes], bytes]) -> bytes:
     """Do what `work` does, with a job that to_bytes wrote. The script is loaded anew for each."""
     line, _, rest = data.partition(b"\n")
-    file, length, checked, states, now, envelope, limits, plan_limits = json.loads(line)
+    file, length, checked, site, states, now, envelope, limits, plan_limits = json.loads(line)
     envelope = [tuple(one) if isinstance(one, list) else one for one in envelope]
     job = Job(
         rest[:length], file, rest[length:], Envelope(*envelope), Limits(*limits), PlanLimits(*plan_limits), checked,
-        None if states is None else {tuple(per): state for per, state in states}, now,
+        None if states is None else {tuple(per): state for per, state in states}, now, site=site,
     )  # fmt: skip
     return encode(run(job, Asked(ask, job.states)))
 
@@ -86,10 +88,21 @@ def work(job: Job) -> Callable[[Callable[[bytes], bytes]], bytes]:
     return lambda ask: encode(run(job, Asked(ask, job.states)))
 
 
-def examine(source: bytes, file: str) -> bytes:
+def examine(source: bytes, file: str, *, site: bool = False) -> bytes:
     """Return what is wrong with a script as a JSON list of [line, column, text]. Its top level runs here."""
-    _, problems = loading.load(source, file)
+    _, problems = loading.load(source, file, site=site)
     return json.dumps([[one.place.line, one.place.column, one.text] for one in problems]).encode("ascii")
+
+
+def to_examine(source: bytes, file: str) -> bytes:
+    """Return a site's script as a script process is given it to be examined: one line of JSON, the script."""
+    return json.dumps(file, ensure_ascii=True).encode("ascii") + b"\n" + source
+
+
+def serve_examination(data: bytes, _: Callable[[bytes], bytes]) -> bytes:
+    """Do what `examine` does, with what to_examine wrote."""
+    line, _newline, source = data.partition(b"\n")
+    return examine(source, str(json.loads(line)), site=True)
 
 
 def listed(source: bytes, file: str, address: str = "") -> bytes:
@@ -112,7 +125,7 @@ def listed(source: bytes, file: str, address: str = "") -> bytes:
 
 def run(job: Job, memory: Memory) -> Plan | Failure:
     """Return the plan of a script for a message, or how it failed. The script runs here, in this process."""
-    script, problems = loading.load(job.source, job.file, checked=job.checked)
+    script, problems = loading.load(job.source, job.file, checked=job.checked, site=job.site)
     if script is None:
         return Failure("Problem", str(problems[0]), "".join(f"{one}\n" for one in problems))
     try:
@@ -126,10 +139,12 @@ def run(job: Job, memory: Memory) -> Plan | Failure:
 
 def _run(script: Script, job: Job, memory: Memory) -> Plan:
     now = job.now or time.time()
-    collected = Collected(memory, job.plan_limits, now=now, folder=job.folder, functions=script.functions)
+    collected = Collected(
+        memory, job.plan_limits, now=now, folder=job.folder, functions=script.functions, site=job.site
+    )
     mail = Mail(message.Mail(job.raw, job.limits), job.envelope, collected)
     with running(collected):
-        if (token := asking.token_of(_address(job.envelope))) is not None:
+        if not job.site and (token := asking.token_of(_address(job.envelope))) is not None:
             plan = _confirmed(token, mail, job, collected)
         elif script.main is not None:
             if script.main(mail) is not None:
