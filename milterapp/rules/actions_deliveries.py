@@ -246,11 +246,13 @@ class RunScript(Action):
     verdict ends the rules, everything else adds up and goes on. Where no route of the script answers at the address,
     the rule does not match. It is run where all that the rule asks for holds, and once for a message, however many
     rules name it; no other delivery and no verdict can stand beside it. The tests beside the rules run no scripts.
+    A site's script is one function `main`, may reject, defer, discard and edit the header, and where it fails it could
+    not be told.
     """
 
     word = "script"
     main = "file"
-    site = False
+    for_all = True
 
     file: ScriptName
 

@@ -251,7 +251,6 @@ class ScriptSays(Asked):
     word = "script"
     kind = "script"
     stage = Stage.BODY
-    site = False
     assumed = Scripted(routed=False)
 
     file: str

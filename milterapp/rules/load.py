@@ -316,7 +316,7 @@ def _fits(rule: Rule, actions: Placed, decoder: RuleDecoder) -> bool:
     before = len(decoder.problems)
     if any(isinstance(leaf.condition, Duplicate) for leaf in leaves(rule.clause)):
         for action, place in actions:
-            if action.verdict in (Verdict.REJECT, Verdict.DISCARD) or action.marks:
+            if action.verdict in (Verdict.REJECT, Verdict.DISCARD) or action.marks or isinstance(action, RunScript):
                 decoder.fail(
                     place,
                     f"`{action.word}` in a site rule on `duplicate`: whether Postfix kept the first copy is not known",

@@ -5,7 +5,8 @@ Must never: change once it is loaded; a worker and its sessions share one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -105,12 +106,13 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """Ordered rules. tests: (place, case) of those beside them."""
+    """Ordered rules. tests: (place, case) of those beside them. scripts: the source of each that site rules name."""
 
     file: str
     site: bool
     rules: tuple[Rule, ...]
     tests: tuple[tuple[Place, Case], ...] = ()
+    scripts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @cached_property
     def one_recipient(self) -> bool:

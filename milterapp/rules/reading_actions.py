@@ -120,8 +120,7 @@ def _action(node: Node, decoder: RuleDecoder) -> Action | None:
         return None
     if not (made.site if decoder.site else made.personal):
         place = "a site rule" if decoder.site else "a personal rule"
-        more = ": scripts run for one recipient, with that person's ids" if key.value == "script" else ""
-        decoder.fail(key.place, f"the action {key.value!r} cannot stand in {place}{more}")
+        decoder.fail(key.place, f"the action {key.value!r} cannot stand in {place}")
         return None
     if not decoder.may(key.place, "action", key.value):
         return None

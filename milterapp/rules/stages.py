@@ -132,6 +132,11 @@ class SiteSession:
             return _answer(decision)
         return Answer(settled=True, pending=decision.verdict is not Verdict.NONE or _leaves(decision))
 
+    @property
+    def envelope(self) -> Envelope:
+        """The envelope by now, with the recipients that are neither refused nor removed."""
+        return self._envelope_for(self._live())
+
     def headers(self, mail: Mail) -> Answer:
         """Take the header, once every recipient has been named."""
         return self._late(Stage.HEADERS, mail)
@@ -170,7 +175,8 @@ class SiteSession:
             except Wanted as wanted:
                 if self._answers is None or self._answer is None:
                     raise
-                self._answers[wanted.need] = self._answer(wanted.need)
+                need = wanted.need
+            self._answers[need] = self._answer(need)  # out here: a script's process has no exception of ours under way
 
     def _early(self, stage: Stage) -> Answer:
         if self._message is None:
@@ -195,7 +201,7 @@ class SiteSession:
 
     def _late(self, stage: Stage, mail: Mail) -> Answer:
         if self._message is None:
-            envelope = self._envelope_for(self._live())
+            envelope = self.envelope
             self._latest = {}
             for address in self._asked():
                 evaluation = self._evaluate(stage, envelope, address, mail)
@@ -322,24 +328,31 @@ def drive(
     now: datetime | None = None,
     delimiter: str = "+",
     assumed: tuple[tuple[str, Value], ...] = (),
+    answer: Callable[[Need, Envelope], Value] | None = None,
 ) -> Decision:
     """Return what a site's policy makes of a message, stage by stage as the milter asks, each only where it must.
 
-    assumed: the answers to needs, by their kind; nobody is asked.
+    assumed: the answers to needs, by their kind. answer: answers those of other kinds, with the envelope by then;
+    without it nobody is asked.
     """
-    session = SiteSession(policy, delimiter=delimiter, assumed=assumed)
-    answer = session.connect(envelope.client, envelope.client_name, envelope.local)
-    if not answer.settled and not envelope.local:
-        answer = session.helo(envelope.helo)
-    if not answer.settled:
-        answer = session.mail(envelope.sender, envelope.login, envelope.tls, now)
-    refused = answer.settled and answer.verdict in REFUSALS
+
+    def asked(need: Need) -> Value:
+        assert answer is not None  # noqa: S101 - else nobody is asked
+        return answer(need, session.envelope)
+
+    session = SiteSession(policy, delimiter=delimiter, answer=None if answer is None else asked, assumed=assumed)
+    said = session.connect(envelope.client, envelope.client_name, envelope.local)
+    if not said.settled and not envelope.local:
+        said = session.helo(envelope.helo)
+    if not said.settled:
+        said = session.mail(envelope.sender, envelope.login, envelope.tls, now)
+    refused = said.settled and said.verdict in REFUSALS
     taken = 0
     for address in envelope.recipients:
         told = session.rcpt(address)
         taken += told.verdict not in REFUSALS
     if not refused and (taken or not envelope.recipients):
-        answer = session.headers(mail)
-        if answer.reads_more:
+        said = session.headers(mail)
+        if said.reads_more:
             session.body(mail)
     return session.decision()

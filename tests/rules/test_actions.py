@@ -152,7 +152,8 @@ def test_an_edit_of_the_body_waits_for_it() -> None:
 
 # name: (action, whether in a site rule, part of the problem, its column in the line)
 PROBLEMS = {
-    "a site's script": ("script: blog.py", True, "1: the action 'script' cannot stand in a site rule: scripts run"),
+    "a site's program": ("pipe: spool", True, "1: the action 'pipe' cannot stand in a site rule"),
+    "a site's script and nobody to read it": ("script: blog.py", True, "9: the script 'blog.py': no files are read"),
     "a script above": ("script: ../blog.py", False, "9: found '../blog.py', expected a script such as"),
     "a script from the root": ("script: /blog.py", False, "9: found '/blog.py', expected a script such as"),
     "a script of no Python": ("script: blog.sh", False, "9: found 'blog.sh', expected a script such as"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from milterapp.mail.edits import AddHeader
+from milterapp.mail.envelope import Envelope
+from milterapp.mail.message import Mail
 from milterapp.rules.decide import decide
 from milterapp.rules.decision import (
     Decision,
@@ -22,6 +24,7 @@ from milterapp.rules.decision import (
 from milterapp.rules.explain import explain
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
+from milterapp.rules.stages import SiteSession, drive
 from milterapp.rules.truth import Failed, Need, Value
 from tests.rules.helpers import facts_of
 
@@ -166,3 +169,99 @@ def test_tests_beside_the_rules_run_no_script() -> None:
     """In them a script has nothing to say, so the rules stay pure."""
     tests = "tests:\n- {name: t, message: 'Subject: invoice', expect: [{file: After}, {no_rule: blog}]}\n"
     policy_of(RULES + tests)
+
+
+# In site rules
+
+SITE = """\
+rules:
+- name: by content
+  if: {sender: {domain: outside.example}}
+  then:
+  - add_header: {X-Rule: yes}
+  - script: blog.py
+- name: after
+  then:
+    tag: after
+"""
+
+
+def site_policy(text: str = SITE) -> Policy:
+    """Return site rules that have no problem."""
+    policy, problems = load(text.encode(), "f", site=True, read_script=read_script)
+    assert policy is not None, problems
+    return policy
+
+
+def test_a_site_rule_asks_once_when_the_message_is_there() -> None:
+    """Whatever the number of recipients and rules, the script is asked once, at the body, with all recipients."""
+    asked: list[tuple[Need, Envelope]] = []
+    text = SITE + "- name: again\n  then:\n    script: blog.py\n"
+
+    def answer(need: Need) -> Value:
+        asked.append((need, session.envelope))
+        return Scripted(edits=(AddHeader("X-Script", "a"),))
+
+    session = SiteSession(site_policy(text), answer=answer)
+    mail = Mail(b"Subject: x\r\n\r\nhello\r\n")
+    session.connect("192.0.2.1", "", False)
+    session.helo("x")
+    session.mail("a@outside.example", "", False)
+    for one in ("alice@example.org", "bob@example.org"):
+        session.rcpt(one)
+    assert not session.headers(mail).settled
+    assert asked == []
+    assert session.body(mail).settled
+    assert [(need, envelope.recipients) for need, envelope in asked] == [
+        (NEED, ("alice@example.org", "bob@example.org"))
+    ]
+    found = session.decision()
+    assert found.matched == ("by content", "after", "again")
+    assert (found.edits, found.tags) == (
+        (AddHeader("X-Rule", "yes"), AddHeader("X-Script", "a"), AddHeader("X-Script", "a")), ("after",)
+    )  # fmt: skip
+
+
+SITE_SAID: dict[str, tuple[Value, Verdict, tuple[str, ...]]] = {
+    "nothing": (Scripted(), Verdict.NONE, ("by content", "after")),
+    "reject": (Scripted(verdict=Verdict.REJECT, reply=REFUSAL), Verdict.REJECT, ("by content",)),
+    "defer": (Scripted(verdict=Verdict.DEFER, reply=Reply(450, "4.7.1", "later")), Verdict.DEFER, ("by content",)),
+    "discard": (Scripted(verdict=Verdict.DISCARD), Verdict.DISCARD, ("by content",)),
+    "it failed": (Failed("blog.py:2: ValueError: x"), Verdict.NONE, ()),
+}
+
+
+@pytest.mark.parametrize("name", SITE_SAID)
+def test_what_a_sites_script_says(name: str) -> None:
+    """A verdict ends the rules in its own words; without one they go on; a failure leaves them undecided."""
+    answer, verdict, matched = SITE_SAID[name]
+    envelope = Envelope(client="192.0.2.1", helo="x", sender="a@outside.example", recipients=("bob@example.org",))
+    found = drive(site_policy(), Mail(b"Subject: x\r\n\r\n"), envelope, answer=lambda *_: answer)
+    assert (found.verdict, found.matched) == (verdict, matched)
+    assert found.reply == getattr(answer, "reply", None)
+    assert ("ValueError" in found.could_not_tell) is isinstance(answer, Failed)
+
+
+def test_nobody_is_asked_where_the_rest_does_not_hold() -> None:
+    """A message that the rule's other conditions leave alone never reaches the script."""
+
+    def answer(*_: object) -> Value:
+        raise AssertionError("it was asked")
+
+    envelope = Envelope(client="192.0.2.1", helo="x", sender="a@home.example", recipients=("bob@example.org",))
+    assert drive(site_policy(), Mail(b"\r\n"), envelope, answer=answer).matched == ("after",)
+
+
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ("recipient: bob@example.org", "`script` in a rule on one `recipient`"),
+        ("duplicate: yes", "`script` in a site rule on `duplicate`"),
+    ],
+)
+def test_where_a_sites_script_cannot_stand(condition: str, why: str) -> None:
+    """Its verdict is for all recipients, and may be one that a second copy must not have."""
+    source = f"rules:\n- name: it\n  if:\n    {condition}\n  then:\n    script: blog.py\n".encode()
+    policy, problems = load(source, "f", site=True, read_script=read_script)
+    assert policy is None
+    assert why in problems[0].text
