@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 
 from milterapp.mail.limits import Limits
 
-__all__ = ["Accounts", "DeliverySettings", "LmtpSettings", "MilterSettings", "Program", "Settings", "SubmitSettings"]
+__all__ = [
+    "Accounts", "DeliverySettings", "LmtpSettings", "MilterSettings", "Program", "ScriptSettings", "Settings",
+    "SubmitSettings",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Accounts:
     monitor: str = "milterapp-monitor"
     submit: str = "milterapp-submit"
     lmtp: str = "milterapp-lmtp"
+    script: str = "milterapp-script"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ class MilterSettings:
     message_time: float = 20.0
     metrics: int = 0
     state: str = "/var/lib/milterapp/milter"
+
+    @property
+    def script_time(self) -> float:
+        """Seconds that all scripts of a message may take together, of those that its end may."""
+        return self.message_time / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +130,14 @@ class LmtpSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ScriptSettings:
+    """The process that runs the site's scripts for the milter. processes: how many at once."""
+
+    socket: str = "/run/milterapp/script/socket"
+    processes: int = 16
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """A program that personal rules may start. run: its path from `/` and its first arguments.
 
@@ -153,6 +170,7 @@ class Settings:
     delivery: DeliverySettings = field(default_factory=DeliverySettings)
     submit: SubmitSettings = field(default_factory=SubmitSettings)
     lmtp: LmtpSettings = field(default_factory=LmtpSettings)
+    script: ScriptSettings = field(default_factory=ScriptSettings)
     log: str = "logfmt"
     authserv_ids: tuple[str, ...] = ()
     programs: dict[str, Program] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from milterapp.settings import Settings
 
 MAN = Path(__file__).parents[1] / "man"
 PAGES = sorted(MAN.glob("*.[0-9]"))
-SERVICES = ("milter", "monitor", "lmtp", "submit")
+SERVICES = ("milter", "monitor", "lmtp", "submit", "script")
 
 
 def section(page: str, heading: str) -> str:
@@ -40,7 +40,7 @@ def tags(text: str) -> list[str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options(name: str) -> None:
     """milterapp(1) lists the options of each command, all of them and no other."""
-    heading = "milterapp milter, monitor, lmtp, submit" if name in SERVICES else f"milterapp {name}"
+    heading = "milterapp milter, monitor, lmtp, submit, script" if name in SERVICES else f"milterapp {name}"
     want = {
         action.option_strings[-1]
         for action in parser_of(name)[1]._actions

@@ -20,7 +20,7 @@ from milterapp.milter.entry import Trust
 from milterapp.rules.document import decode, parse
 from milterapp.rules.nodes import Mapping, Node
 from milterapp.rules.problem import Problem, near_miss
-from milterapp.settings import Settings
+from milterapp.settings import Accounts, Settings
 from milterapp.state.counting import REDIS
 
 __all__ = ["BOUNDS", "KEEP", "WORDS", "load", "parse_settings"]
@@ -58,6 +58,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "delivery.script_folders": (0, 500),
     "delivery.script_messages": (0, 10**6),
     "lmtp.connections": (1, 1000),
+    "script.processes": (1, 256),
     "submit.forwards": (0, 1000),
     "submit.script_replies": (0, 1000),
     "submit.daily_replies": (0, 10**6),
@@ -79,6 +80,7 @@ _FROM_ROOT = (
     "milter.rules",
     "delivery.socket",
     "lmtp.socket",
+    "script.socket",
     "submit.socket",
     "submit.state",
     "submit.hand_back",
@@ -88,7 +90,7 @@ _FROM_ROOT = (
 _NOT_EMPTY = ("milter.socket_group", "lmtp.socket_group", "delivery.personal_rules", "delivery.maildir",
               "delivery.script_output")  # fmt: skip
 _AROUND = ("delivery.rules_before", "delivery.rules_after", "delivery.recipients")
-_ACCOUNTS = ("accounts.milter", "accounts.pipe", "accounts.monitor", "accounts.submit", "accounts.lmtp")
+_ACCOUNTS = tuple(f"accounts.{one.name}" for one in fields(Accounts))
 
 
 def load(path: str | None) -> Settings:

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "monitor": ("milterapp.commands.monitor", "run delivery for each recipient (a service)"),
     "lmtp": ("milterapp.commands.lmtp", "take mail from Postfix over LMTP (a service)"),
     "submit": ("milterapp.commands.submit", "hand mail to Postfix for the agents (a service)"),
+    "script": ("milterapp.commands.script", "run the scripts of the site's rules for the milter (a service)"),
     "reload": ("milterapp.commands.reload", "make the running milter read its rules again"),
     "status": ("milterapp.commands.status", "say how the running milter is doing"),
     "setup": ("milterapp.commands.setup", "put milterapp into Postfix's configuration, or take it out"),

@@ -1,4 +1,4 @@
-"""What monitor, agent and submit may say to each other: the kinds of datagrams, each with its tags.
+"""What our processes may say to each other: the kinds of datagrams, each with its tags.
 
 Must never: import anything but the standard library; the monitor reads with these tables.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-__all__ = ["ANSWER", "ENVELOPE", "JOB", "REQUESTS", "RESPONSES", "printable"]
+__all__ = ["ANSWER", "ENVELOPE", "JOB", "REQUESTS", "RESPONSES", "SCRIPT_ANSWERS", "SCRIPT_JOBS", "printable"]
 
 JOB: Mapping[str, Collection[str]] = {
     "JOB": ("sender", "recipient", "original", "queue_id", "client", "extension"),
@@ -28,6 +28,10 @@ REQUESTS: Mapping[str, Collection[str]] = {
     "NOTICE": ("subject", "text", "step"),
 }
 RESPONSES: Mapping[str, Collection[str]] = {"DONE": ("queue_id",), "REFUSED": ("text",), "FAILED": ("text",)}
+
+# To the spawner, each with one sealed memfd; milliseconds: how long who asks will wait. DONE brings one back.
+SCRIPT_JOBS: Mapping[str, Collection[str]] = {"RUN": ("milliseconds",), "EXAMINE": ("milliseconds",)}
+SCRIPT_ANSWERS: Mapping[str, Collection[str]] = {"DONE": (), "FAILED": ("reason", "text")}
 
 
 def printable(text: str, limit: int = 300) -> str:
