@@ -45,11 +45,12 @@ def main(argv: list[str]) -> int:
         account = Accounts(**given["accounts"]).milter
         delimiter = str(given["delivery"]["recipient_delimiter"])
         authserv_ids = tuple(map(str, given["authserv_ids"]))
+        spawner = str(given["script"]["socket"])
         log.configure(given["log"])
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise Failure(os.EX_USAGE, f"expected the settings as JSON, made by `milterapp milter`: {error!r}") from None
     _drop(settings, account)
-    return _serve(settings, limits, delimiter, authserv_ids)
+    return _serve(settings, limits, delimiter, authserv_ids, spawner)
 
 
 def _drop(settings: MilterSettings, account: str) -> None:
@@ -98,8 +99,11 @@ def _state_folder(path: str, account: linux.Account) -> None:
         log.get("milter").warning("no memory", folder=path, reason=reason(error))
 
 
-def _serve(settings: MilterSettings, limits: Limits, delimiter: str, authserv_ids: tuple[str, ...]) -> int:
-    """Load the rules and serve. Raises Failure."""
+def _serve(
+    settings: MilterSettings, limits: Limits, delimiter: str, authserv_ids: tuple[str, ...], spawner: str
+) -> int:
+    """Load the rules and serve. spawner: the socket of what runs the site's scripts. Raises Failure."""
+    from milterapp.delivery.spawned import SiteScripts
     from milterapp.milter.entry import Trust
     from milterapp.milter.listening import Busy
     from milterapp.milter.site_rules import read_site_rules
@@ -110,6 +114,7 @@ def _serve(settings: MilterSettings, limits: Limits, delimiter: str, authserv_id
         trust = Trust(authserv_ids, settings.results_from)
     except ValueError as error:
         raise Failure(os.EX_CONFIG, f"milter.results_from: {error}") from None
+    scripts = SiteScripts(spawner, limits)
     load = partial(
         read_site_rules,
         settings.rules,
@@ -117,14 +122,20 @@ def _serve(settings: MilterSettings, limits: Limits, delimiter: str, authserv_id
         limits=limits,
         authserv_ids=authserv_ids,
         transports=settings.transports,
+        examine=partial(scripts.examine, seconds=settings.script_time),
     )
-    policy, problems = load()
+    try:
+        policy, problems = load()
+    except OSError as error:
+        raise Failure(
+            os.EX_TEMPFAIL, f"{settings.rules}: not started, as its scripts were not examined: {error}"
+        ) from error
     for one in problems:
         log.get("milter").warning("rules" if policy else "rules refused", problem=str(one))
     if policy is None:
         code = os.EX_DATAERR if os.path.exists(settings.rules) else os.EX_NOINPUT
         raise Failure(code, *problems, f"{settings.rules}: not started; `milterapp check --site` says the same")
-    supervisor = Supervisor(settings, limits, load, policy, delimiter=delimiter, trust=trust)
+    supervisor = Supervisor(settings, limits, load, policy, delimiter=delimiter, trust=trust, scripts=scripts)
     try:
         return supervisor.run()
     except Busy as error:

@@ -32,6 +32,7 @@ CAN = frozenset(
         "log",
         "rate",
         "duplicate",
+        "script",
     )
 )
 

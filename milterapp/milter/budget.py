@@ -26,6 +26,7 @@ class Budget:
 
     step: float = 5.0
     end: float = 20.0
+    scripts: float = 10.0  # of that, what all scripts of a message may take together
 
     def exceeded(self, step: Step, spent: float) -> str:
         """Return what took too long, "" where nothing did."""

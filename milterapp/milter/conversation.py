@@ -10,7 +10,8 @@ may hold what no message may bring along. The body is not sent to us all the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from uuid import uuid4
@@ -26,10 +27,11 @@ from milterapp.milter.event import Happening
 from milterapp.milter.plan import Plan, Step
 from milterapp.milter.recall import Recall
 from milterapp.milter.reply import FAULT
+from milterapp.milter.site_scripts import Scripts
 from milterapp.rules.decision import Decision, Reply, Verdict
 from milterapp.rules.policy import Policy
 from milterapp.rules.stages import Answer, SiteSession
-from milterapp.rules.truth import Need, Value
+from milterapp.rules.truth import Failed, Need, Value
 
 __all__ = ["CONTINUE", "Context", "Conversation", "Said", "Say"]
 
@@ -65,6 +67,7 @@ class Context:
     """What all connections of a worker share. on_error: accept or defer. delimiter: Postfix's recipient_delimiter.
 
     trust: whose Authentication-Results stay. budget: how long a step may take. recall: the memory of earlier messages.
+    scripts: what runs the site's scripts, None for nobody.
     """
 
     policy: Policy
@@ -75,6 +78,7 @@ class Context:
     trust: Trust = field(default_factory=Trust)
     budget: Budget = field(default_factory=Budget)
     recall: Recall = field(default_factory=lambda: Recall("memory"))
+    scripts: Scripts | None = None
 
 
 class Conversation:
@@ -115,6 +119,7 @@ class Conversation:
         self._fault = self._lasting_fault
         self._on_error = ""  # of the rule that could not be told, "" where it leaves that to the site
         self._token = ""  # what tells this try at a message from all others
+        self._scripting = 0.0  # seconds that scripts have taken
         self._came_as: dict[str, str] = {}
         self._collected = Collector(self.context.limits)
         self._mail: Mail | None = None  # as the rules see it: without what it may not bring along
@@ -244,8 +249,23 @@ class Conversation:
         self._in_mail = False
 
     def _recall(self, need: Need) -> Value:
+        if need.kind == "script":
+            return self._scripted(need.key[0])
         self._token = self._token or uuid4().hex
         return self.context.recall.answer(need, self._token)
+
+    def _scripted(self, script: str) -> Value:
+        """Have a script run for the message as the rules see it."""
+        scripts, source = self.context.scripts, self.context.policy.scripts.get(script)
+        if scripts is None or source is None or self._mail is None:
+            return Failed(f"{script}: there is nobody to run it")
+        envelope = replace(self.site.envelope, queue_id=self.queue_id)
+        begun = time.monotonic()
+        try:
+            left = self.context.budget.scripts - self._scripting
+            return scripts.answer(script, source, envelope, self._mail.raw, left)
+        finally:
+            self._scripting += time.monotonic() - begun
 
     # -- the answers ---------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from milterapp.mail.limits import DEFAULT, Limits
 from milterapp.milter.apply import CAN
+from milterapp.milter.site_scripts import Examine, examined, read_script
 from milterapp.rules.actions_edits import TransportBy
 from milterapp.rules.beside import run_tests
 from milterapp.rules.load import load
@@ -29,29 +31,49 @@ def read_site_rules(
     limits: Limits = DEFAULT,
     authserv_ids: Sequence[str] = (),
     transports: Collection[str] = (),
+    examine: Examine | None = None,
 ) -> tuple[Policy | None, tuple[Problem, ...]]:
     """Return the policy, None where a problem that is no warning was found, and every problem.
 
     delimiter, limits: as the milter decides with, for the tests beside the rules. authserv_ids: whose
-    Authentication-Results rules may ask for; transports: which ones rules may name.
+    Authentication-Results rules may ask for; transports: which ones rules may name. examine: looks at scripts, None for
+    nobody; raises OSError where it cannot now.
     """
     folder = os.path.dirname(path)
 
     def read_list(name: str) -> bytes:
         return _read(os.path.join(folder, name))
 
+    scripts: dict[str, bytes] = {}
+
+    def read(script: str) -> bytes:
+        scripts[script] = read_script(folder, script)
+        return scripts[script]
+
     try:
         source = _read(path)
     except OSError as error:
         return None, (Problem(Place(path), f"cannot be used: {error.strerror or error}"),)
     policy, problems = load(
-        source, path, site=True, read_list=read_list, tests=False, can=CAN, authserv_ids=tuple(authserv_ids)
+        source,
+        path,
+        site=True,
+        read_list=read_list,
+        read_script=read,
+        tests=False,
+        can=CAN,
+        authserv_ids=tuple(authserv_ids),
     )
     if policy is None:
         return None, tuple(problems)
     unknown = tuple(_unknown_transports(policy, transports))
     if unknown:
         return None, (*problems, *unknown)
+    if examine is not None and (wrong := examined(folder, scripts, examine)):
+        return None, (*problems, *wrong)
+    if scripts:
+        policy = replace(policy, scripts=scripts)
+        _ = policy.index  # made now, so that workers which fork from here share it
     failed = run_tests(policy, delimiter=delimiter, limits=limits)
     problems = (*problems, *failed)
     return (None if any(not one.warning for one in failed) else policy), problems

@@ -28,6 +28,7 @@ from milterapp.milter.metrics import Metrics, render
 from milterapp.milter.notify import notify
 from milterapp.milter.plan import plan_for
 from milterapp.milter.recall import Recall
+from milterapp.milter.site_scripts import Scripts
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Problem
 from milterapp.settings import MilterSettings
@@ -82,7 +83,9 @@ def _leave(workers: Sequence[_Worker]) -> None:
 
 
 class Supervisor:
-    """settings, limits: the site's. load: reads rules and runs their tests; (None, problems) where they are no good."""
+    """settings, limits: the site's. load: reads rules and runs their tests; (None, problems) where they are no good,
+    OSError where that could not be found out. scripts: what runs the site's scripts.
+    """
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class Supervisor:
         *,
         delimiter: str = "+",
         trust: Trust | None = None,
+        scripts: Scripts | None = None,
     ) -> None:
         self._log = log.get("milter")
         self._settings = settings
@@ -104,8 +108,9 @@ class Supervisor:
             settings.on_error,
             delimiter,
             trust or Trust(),
-            Budget(settings.step_time, settings.message_time),
+            Budget(settings.step_time, settings.message_time, settings.script_time),
             Recall(settings.state),
+            scripts,
         )
         self._count = settings.workers or len(os.sched_getaffinity(0))
         self._workers: dict[int, _Worker] = {}
@@ -262,6 +267,8 @@ class Supervisor:
         try:
             policy, problems = self._load()
             said = [str(problem) for problem in problems]
+        except OSError as error:  # what looks at scripts cannot be asked
+            policy, said = None, [str(error)]
         except Exception as error:  # noqa: BLE001 - whatever the new rules do to us, the old ones stay
             self._log.exception("rules not read")
             policy, said = None, [f"{type(error).__name__}: {error}"]
