@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         except Failure as failure:
             codes.append(_failed(failure))
         else:
-            codes.append(_report(path, rules, settings))
+            codes.append(_report(path, rules, settings, site=site))
     if not options.paths and not options.site:
         codes += _own(settings)
     for problem in programs_examined(settings, options.config or site_file.DEFAULT):
@@ -109,14 +109,14 @@ def _own(settings: Settings) -> Sequence[int]:
         return ()
     try:
         rules = rule_files.own(user, settings)
-        return (_report(path, rules, settings),)
+        return (_report(path, rules, settings, site=False),)
     except Failure as failure:
         return (_failed(failure),)
 
 
-def _report(path: str, rules: Rules, settings: Settings) -> int:
+def _report(path: str, rules: Rules, settings: Settings, *, site: bool) -> int:
     """Print what was found; return its exit code."""
-    scripts = scripts_examined(rules.scripts, settings)
+    scripts = scripts_examined(rules.scripts, settings, site=site)
     for problem in (*rules.found, *scripts):
         print(problem)
     if rules.policy is None or not all(one.warning for one in scripts):

@@ -39,10 +39,23 @@ def as_postfix_has_it(raw: bytes, *, site: bool) -> bytes:
     return lines.replace(b"\n", b"\r\n") if site else lines
 
 
-def site(policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now: datetime) -> Decision:
-    """Return what the site's rules come to, stage by stage, as the milter asks them. now: aware."""
+def site(
+    policy: Policy, raw: bytes, envelope: Envelope, settings: Settings, now: datetime, scripts: Sources = NONE
+) -> Decision:
+    """Return what the site's rules come to, stage by stage, as the milter asks them.
+
+    now: aware. scripts: those that they name.
+    """
     mail = Mail(raw, settings.limits)
-    decision = drive(policy, mail, envelope, now=now, delimiter=settings.delivery.recipient_delimiter)
+    decision = drive(
+        policy,
+        mail,
+        envelope,
+        now=now,
+        delimiter=settings.delivery.recipient_delimiter,
+        assumed=_ASSUMED,
+        answer=lambda need, by_then: scripts.answer_in_line(need.key[0], by_then, raw, settings),
+    )
     if not decision.could_not_tell:
         return decision
     if (decision.on_error or settings.milter.on_error) == "accept":

@@ -1,4 +1,4 @@
-"""Scripts for the command line: run for a dry run as the agent runs them, and loaded to be checked, in the sandbox.
+"""Scripts for the command line: run for a dry run as agent or spawner run them, and loaded to be checked, sandboxed.
 
 Must never: run a script outside the sandbox, or change what scripts remember.
 """
@@ -6,6 +6,7 @@ Must never: run a script outside the sandbox, or change what scripts remember.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from milterapp.commands.failure import complain
 from milterapp.delivery import sandbox
 from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.in_line import failed, understood
 from milterapp.delivery.rulefile import ScriptPlace, UnsafeError, plain_files
 from milterapp.delivery.scripts import MEMORY, Runner, Told, memory_of, plan_limits, run_script
 from milterapp.mail.envelope import Envelope
@@ -21,7 +23,8 @@ from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Scripted
 from milterapp.rules.problem import Place, Problem
 from milterapp.rules.truth import Failed
-from milterapp.script.run import Job, examine
+from milterapp.script.plan import Failure
+from milterapp.script.run import Job, examine, work
 from milterapp.settings import Settings
 from milterapp.state.conversations import Conversations
 from milterapp.state.database import StateError
@@ -62,6 +65,22 @@ class Sources:
             return Failed(f"{script}: {found.text.strip().splitlines()[-1][:200]}")
         return found
 
+    def answer_in_line(self, script: str, envelope: Envelope, raw: bytes, settings: Settings) -> Scripted | Failed:
+        """Run a site's script for a message. Its failure goes to standard error too."""
+        job = Job(self.sources[script], script, raw, envelope, settings.limits, site=True)
+        seconds = settings.milter.script_time
+        bounds = sandbox.Bounds(cpu=math.ceil(seconds), wall=seconds, questions=0)
+        try:
+            found = understood(sandbox.run(work(job), None, bounds, None, settings.delivery.sandbox), script)
+        except sandbox.SandboxError as error:
+            found = Failure(error.reason, str(error))
+        except OSError as error:
+            return Failed(f"{script}: {error}")
+        if isinstance(found, Scripted):
+            return found
+        complain(*(found.trace or f"{script}: {found.kind}: {found.text}").strip().splitlines())
+        return failed(script, found)
+
     @contextmanager
     def _memory(self) -> Iterator[Conversations | None]:
         path = os.path.join(self.state, MEMORY)
@@ -93,15 +112,18 @@ def beside(folder: str, script: str) -> Iterator[ScriptPlace]:
             os.close(one)
 
 
-def examined(scripts: Sources, settings: Settings) -> tuple[Problem, ...]:
-    """Return what is wrong with each script: it is loaded, its functions and routes looked at, nothing called."""
+def examined(scripts: Sources, settings: Settings, *, site: bool) -> tuple[Problem, ...]:
+    """Return what is wrong with each script: it is loaded, its functions and routes looked at, nothing called.
+
+    site: they are the site's, and asked to do nothing that has no place in-line.
+    """
     found: list[Problem] = []
     for script, source in scripts.sources.items():
         shown = os.path.join(scripts.shown, script)
         try:
-            with scripts.place(script) as place:
+            with _nowhere(script) if site else scripts.place(script) as place:
                 said = sandbox.run(
-                    lambda _, source=source, shown=shown: examine(source, shown),  # type: ignore[misc]
+                    lambda _, source=source, shown=shown: examine(source, shown, site=site),  # type: ignore[misc]
                     place.folder,
                     floor=settings.delivery.sandbox,
                     readable=place.readable,

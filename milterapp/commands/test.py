@@ -98,7 +98,7 @@ def _decide(
         return dry_run.broken(rules.problems, settings, site=options.site)
     now = options.now or datetime.now().astimezone()
     if options.site:
-        decision = dry_run.site(rules.policy, raw, of, settings, now)
+        decision = dry_run.site(rules.policy, raw, of, settings, now, rules.scripts)
     else:
         decision = dry_run.personal(rules.policy, raw, of, settings, now, rules.scripts, runner)
     return replace(decision, problems=rules.found)

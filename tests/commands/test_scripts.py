@@ -173,3 +173,70 @@ def test_two_scripts_of_one_name(milterapp: Milterapp, rules: Path) -> None:
     assert "another rule file has a script of that name" in ended.stderr
     assert ended.returncode == 65
     shutil.rmtree(rules / "other")
+
+
+# In site rules
+
+SITE_RULES = """
+rules:
+  - name: by content
+    if:
+      sender: {domain: home.example}
+    then:
+      script: filter.py
+"""
+FILTER = """
+def main(mail):
+    mail.add_header("X-Seen", mail.subject)
+    if "lottery" in mail.text:
+        mail.reject("5.7.1 No lotteries")
+"""
+LOTTERY = LETTER.replace(b"\n\nhello", b"\n\nlottery")
+
+
+@pytest.fixture
+def site_rules(tmp_path: Path) -> Path:
+    """Write site rules with a script beside them; give their folder."""
+    (tmp_path / "site.yaml").write_text(SITE_RULES)
+    (tmp_path / "filter.py").write_text(FILTER)
+    return tmp_path
+
+
+def tried_in_line(milterapp: Milterapp, *options: str, message: bytes = LETTER) -> subprocess.CompletedProcess[str]:
+    """Run a dry run of site rules."""
+    return milterapp(
+        "test", "--site", "--rules", "site.yaml", "--sender", "dora@home.example", *options, message=message
+    )  # fmt: skip
+
+
+def test_what_a_sites_script_would_say(milterapp: Milterapp, site_rules: Path) -> None:
+    """Its edits and its verdict are shown as the milter would carry them out."""
+    ended = tried_in_line(milterapp)
+    assert ended.returncode == 0, ended.stderr
+    assert "edit: add_header X-Seen: hello" in ended.stdout.splitlines()
+    refused = json.loads(tried_in_line(milterapp, "--json", message=LOTTERY).stdout)
+    assert (refused["verdict"], refused["stage"]) == ("reject", "body")
+    assert refused["reply"] == {"code": 550, "status": "5.7.1", "text": "No lotteries"}
+
+
+@pytest.mark.parametrize(("on_error", "verdict"), [("", "defer"), ("    on_error: accept\n", "accept")])
+def test_a_sites_script_that_fails(milterapp: Milterapp, site_rules: Path, on_error: str, verdict: str) -> None:
+    """Its traceback is on standard error, without a line of ours, and `on_error` says what becomes of the message."""
+    (site_rules / "site.yaml").write_text(SITE_RULES + on_error)
+    (site_rules / "filter.py").write_text("def main(mail):\n    raise ValueError('oops')\n")
+    ended = tried_in_line(milterapp)
+    assert f"verdict: {verdict}" in ended.stdout
+    assert "could not tell: filter.py:2: ValueError: oops" in ended.stdout
+    assert 'File "filter.py", line 2, in main' in ended.stderr
+    assert ended.stderr.count("Traceback") == 1
+
+
+def test_checking_a_sites_script(milterapp: Milterapp, site_rules: Path) -> None:
+    """What has no place in-line is named where it stands, and only there: a person's rules may."""
+    assert "1 rule, 0 tests, 1 script, all well" in milterapp("check", "site.yaml").stdout
+    (site_rules / "filter.py").write_text("def main(mail):\n    mail.reply(text='x')\n")
+    ended = milterapp("check", "site.yaml")
+    assert ended.returncode == 65
+    assert "filter.py:2:5: `mail.reply` has no place in a site script" in ended.stdout
+    (site_rules / "own.yaml").write_text("rules:\n  - name: own\n    then:\n      script: filter.py\n")
+    assert milterapp("check", "own.yaml").returncode == 0
