@@ -20,6 +20,7 @@ UNITS = sorted((PACKAGING / "systemd").glob("*.service"))
 MOST = {
     "milterapp-lmtp": 0.7,
     "milterapp-milter": 0.7,
+    "milterapp-script": 0.7,
     "milterapp-monitor": 1.6,  # CAP_SETUID, CAP_SETGID, and the homes
     "milterapp-submit": 0.8,
 }
@@ -30,7 +31,7 @@ def test_every_service_has_its_mark() -> None:
     assert (
         {unit.stem for unit in UNITS}
         == set(MOST)
-        == {f"milterapp-{one}" for one in ("lmtp", "milter", "monitor", "submit")}
+        == {f"milterapp-{one}" for one in ("lmtp", "milter", "monitor", "script", "submit")}
     )
 
 
@@ -78,14 +79,37 @@ def test_exposure(unit: Path) -> None:
     analyze("security", "--offline=true", f"--threshold={round(most * 10)}", "--no-pager", str(unit))
 
 
-@needs_systemd_analyze
-@pytest.mark.parametrize("unit", [one for one in UNITS if one.stem == "milterapp-monitor"], ids=lambda unit: unit.stem)
-def test_the_monitor_may_call_what_its_own_filter_lets_it(unit: Path) -> None:
-    """The unit's SystemCallFilter refuses the monitor nothing that processes below it are built on."""
+def allowed_calls(unit: Path) -> set[str]:
+    """Return the system calls that a unit's filter lets through."""
     allowed: set[str] = set()
     for line in values(unit, "SystemCallFilter"):
         named = {one for word in line.removeprefix("~").split() for one in calls_of(word)}
         allowed = allowed - named if line.startswith("~") else allowed | named
+    return allowed
+
+
+# What the spawner needs of the system: to take a job, to fork, and to have a script process caged.
+SPAWNER = (
+    "accept4 bind listen socket getsockopt recvmsg sendmsg epoll_create1 epoll_ctl epoll_wait poll pipe2 pread64",
+    "clone wait4 kill pidfd_open close_range memfd_create fcntl dup2 chdir unlink umask",
+    "prctl prlimit64 seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self",
+)
+
+
+@needs_systemd_analyze
+@pytest.mark.parametrize("unit", [one for one in UNITS if one.stem == "milterapp-script"], ids=lambda unit: unit.stem)
+def test_the_spawner_may_cage_a_script(unit: Path) -> None:
+    """The unit's SystemCallFilter lets the spawner do its work, and what the sandbox is built on; no change of ids."""
+    allowed = allowed_calls(unit)
+    assert {*" ".join(SPAWNER).split()} - allowed == set()
+    assert allowed & {"setresuid", "setresgid", "setgroups", "mount", "ptrace", "capset"} == set()
+
+
+@needs_systemd_analyze
+@pytest.mark.parametrize("unit", [one for one in UNITS if one.stem == "milterapp-monitor"], ids=lambda unit: unit.stem)
+def test_the_monitor_may_call_what_its_own_filter_lets_it(unit: Path) -> None:
+    """The unit's SystemCallFilter refuses the monitor nothing that processes below it are built on."""
+    allowed = allowed_calls(unit)
     groups = (
         syscalls.MEMORY,
         syscalls.PROCESSES,
