@@ -19,7 +19,7 @@ from tests.postfix import processes
 __all__ = ["DOMAIN", "ELSEWHERE", "MAILLOG", "PYTHON", "SERVICES", "SITE_RULES", "Host", "in_world"]
 
 DOMAIN = "example.org"
-SERVICES = ("submit", "monitor", "milter")  # in the order they start
+SERVICES = ("script", "submit", "monitor", "milter")  # in the order they start
 PYTHON = "/opt/milterapp/.venv/bin/python"
 CONFIGURATION = Path("/etc/postfix")
 MAILLOG = Path("/var/log/maillog")
@@ -30,6 +30,7 @@ _SOCKETS = {
     "lmtp": Path("/var/spool/postfix/milterapp-lmtp/socket"),
     "milter": Path("/var/spool/postfix/milterapp/milter"),
     "monitor": Path("/run/milterapp/monitor/socket"),
+    "script": Path("/run/milterapp/script/socket"),
     "submit": Path("/run/milterapp/submit/socket"),
 }
 _OLD = ("smtpd", "cleanup", "local", "qmgr")  # which servers of Postfix a reload is waited for

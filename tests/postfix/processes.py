@@ -12,7 +12,7 @@ __all__ = ["ROLES", "children", "is_running", "master", "of_role"]
 
 # milter: the supervisor; client: what pipe(8) runs; the last five are Postfix's own. `lmtp` is known too.
 ROLES = (
-    "milter", "worker", "client", "monitor", "resolver", "zygote", "agent", "submit",
+    "milter", "worker", "client", "monitor", "resolver", "zygote", "agent", "submit", "script",
     "master", "qmgr", "local", "pipe", "cleanup",
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ def is_running(pid: int) -> bool:
 def of_role(role: str, services: Mapping[str, int]) -> list[int]:
     """Return the processes of a role. services: process ids by name."""
     match role:
-        case "milter" | "monitor" | "submit" | "lmtp":
+        case "milter" | "monitor" | "submit" | "lmtp" | "script":
             found = [services.get(role, 0)]
         case "worker":
             found = children(services.get("milter", 0))
