@@ -19,7 +19,7 @@ from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Scripted
 from milterapp.rules.truth import Failed
 from milterapp.script.plan import DEFAULT, Failure, PlanLimits
-from milterapp.script.run import Job, to_bytes, to_examine
+from milterapp.script.run import Job, to_examine, to_parts
 
 __all__ = ["SiteScripts"]
 
@@ -50,7 +50,7 @@ class SiteScripts:
         """Return what a script says of a message within so many seconds; its failure is logged too."""
         job = Job(source, script, raw, envelope, self._limits, self._plan_limits, checked=True, site=True)
         try:
-            said = self._ask("RUN", to_bytes(job), 8 * self._plan_limits.total, seconds)
+            said = self._ask("RUN", to_parts(job), 8 * self._plan_limits.total, seconds)
         except _NoAnswerError as error:
             found: Scripted | Failure = Failure(error.reason, str(error))
         except (wire.WireError, sealed.SealError, OSError) as error:
@@ -67,7 +67,7 @@ class SiteScripts:
     def examine(self, file: str, source: bytes, seconds: float) -> tuple[tuple[int, int, str], ...]:
         """Return line, column and text of what is wrong with a script. Raises OSError where nobody could look at it."""
         try:
-            found = json.loads(self._ask("EXAMINE", to_examine(source, file), _MOST_FOUND, seconds))
+            found = json.loads(self._ask("EXAMINE", (to_examine(source, file),), _MOST_FOUND, seconds))
             return tuple((int(line), int(column), str(text)[:500]) for line, column, text in found[:_SHOWN])
         except _NoAnswerError as error:
             if error.reason in _OURS:
@@ -78,10 +78,10 @@ class SiteScripts:
         except (wire.WireError, sealed.SealError, OSError) as error:
             raise OSError(f"milterapp script: {_why(error)}") from error
 
-    def _ask(self, kind: str, job: bytes, most: int, seconds: float) -> bytes:
+    def _ask(self, kind: str, job: tuple[bytes, ...], most: int, seconds: float) -> bytes:
         """Return what a job's answer holds. Raises _NoAnswerError, WireError, SealError, OSError."""
         until = time.monotonic() + seconds
-        memory = sealed.seal([job])
+        memory = sealed.seal(job)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                 _connect(connection, self._path, until)

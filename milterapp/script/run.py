@@ -25,7 +25,18 @@ from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits,
 from milterapp.script.routes import START, Application, is_state
 from milterapp.script.untrusted import WAYS_OUT
 
-__all__ = ["Job", "examine", "listed", "run", "serve", "serve_examination", "to_bytes", "to_examine", "work"]
+__all__ = [
+    "Job",
+    "examine",
+    "listed",
+    "run",
+    "serve",
+    "serve_examination",
+    "to_bytes",
+    "to_examine",
+    "to_parts",
+    "work",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +73,18 @@ class _Call:
 
 
 def to_bytes(job: Job) -> bytes:
-    """Return a job as a script process that stays is given it: one line of JSON, the script, the message."""
+    """Return a job as a script process that stays is given it."""
+    return b"".join(to_parts(job))
+
+
+def to_parts(job: Job) -> tuple[bytes, ...]:
+    """Return the parts of what to_bytes makes of a job: one line of JSON, the script, the message."""
     values = [
         [getattr(one, name) for name in type(one).__slots__] for one in (job.envelope, job.limits, job.plan_limits)
     ]  # fmt: skip  # by their order: both ends are this very code
     states = None if job.states is None else [[list(per), state] for per, state in job.states.items()]
     said = [job.file, len(job.source), job.checked, job.site, states, job.now, *values]
-    return json.dumps(said, ensure_ascii=True).encode("ascii") + b"\n" + job.source + job.raw
+    return json.dumps(said, ensure_ascii=True).encode("ascii") + b"\n", job.source, job.raw
 
 
 def serve(data: bytes, ask: Callable[[bytes], bytes]) -> bytes:
