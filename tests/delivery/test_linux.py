@@ -142,6 +142,27 @@ def test_a_service_started_as_its_account_needs_nothing_else() -> None:
     assert "lacks CAP_SETUID" in _as(20009, lambda: linux.keep_capabilities("20009"))
 
 
+@pytest.mark.root
+def test_a_unit_may_refuse_capset_to_who_has_no_capability() -> None:
+    """Where a filter refuses capset(2), a service without capabilities starts; who has some does not."""
+
+    def act() -> object:
+        machine = os.uname().machine
+        refused = seccomp._where("capset", machine, [seccomp._do(seccomp._RETURN, seccomp._REFUSE)])
+        seccomp.install(b"".join([*seccomp._head(machine), *refused, seccomp._do(seccomp._RETURN, seccomp._ALLOW)]))
+        linux.drop_capabilities()
+        return linux.capabilities()
+
+    def told() -> object:
+        try:
+            return act()
+        except OSError as error:
+            return error.errno
+
+    assert _as(20009, act) == "done"
+    assert inside(told) == errno.EPERM
+
+
 @pytest.mark.parametrize("name", ["no-such-account", "", "0x10", "-1", "root "])
 def test_an_account_that_does_not_exist_is_named(name: str) -> None:
     """An unknown account is a PrivilegeError with its name."""
