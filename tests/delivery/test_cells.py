@@ -148,6 +148,26 @@ CELLS = (
         "packaging/test_units.py::test_exposure", "packaging/test_units.py::test_only_the_monitor_has_capabilities",
         "packaging/test_units.py::test_no_network_and_no_namespace",
     )),
+    Cell("spawner", "may", "have a script process do one job for the milter", (
+        "delivery/test_spawner.py::test_what_a_script_says", "postfix/test_site_script.py",
+    )),
+    Cell("spawner", "never", "take a job from anybody but the milter", (
+        "delivery/test_spawner.py::test_only_the_milter_may_ask",
+        "delivery/test_spawner.py::test_what_it_does_not_take",
+    )),
+    Cell("spawner", "never", "let a child live past its deadline, or outlive it", (
+        "delivery/test_spawner.py::test_a_child_that_does_not_end_is_killed",
+        "delivery/test_spawner.py::test_nobody_outlives_it",
+    )),
+    Cell("spawner", "never", "read what a job holds", ("delivery/test_cells.py::test_the_spawner_parses_nothing",)),
+    Cell("spawner", "never", "other ids, a home, the other services", (TAKEN,)),
+    Cell("site script", "may", "say what becomes of one message", (
+        "script/test_site_script.py::test_what_it_may_ask_for",
+    )),
+    Cell("site script", "never", "be believed", ("delivery/test_said_in_line.py::test_what_it_may_not_say",)),
+    Cell("site script", "never", "reach a file, a socket or a process", (
+        "delivery/test_spawner.py::test_what_a_script_cannot_reach", TAKEN,
+    )),
 )  # fmt: skip
 
 
@@ -193,6 +213,15 @@ def test_the_monitor_opens_and_reads_nothing(name: str) -> None:
     assert names & OPENING == set()
     parsing = [one for one in called(DELIVERY / f"{name}.py") if one.startswith(("json.", "yaml.", "email.", "re."))]
     assert parsing == (["json.loads"] if name == "monitor" else [])  # run(): the settings it was started with
+
+
+def test_the_spawner_parses_nothing() -> None:
+    """Of a job it and its children read the datagram's fields; what the memfd holds goes on as the bytes it is."""
+    names = list(called(DELIVERY / "spawner.py"))
+    parsing = {"decode", "understood", "serve", "serve_examination"}
+    assert [one for one in names if one.startswith(("json.", "yaml.", "email.", "re."))] == ["json.loads"]  # settings
+    assert [one for one in names if one.rpartition(".")[2] in parsing] == []  # it hands them to the script process
+    assert {"threading.Thread", "_thread.start_new_thread", "threads.start"} & {*names} == set()
 
 
 @pytest.mark.parametrize("path", sorted(MILTER.glob("*.py")), ids=lambda path: path.stem)

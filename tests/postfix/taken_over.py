@@ -2,8 +2,8 @@
 
     taken_over.py ROLE FOLDER SETTINGS
 
-ROLE: milter (the supervisor and a worker), submit, lmtp, client, monitor (it starts zygote, resolver and an agent), and
-alice, what else runs with an agent's ids.
+ROLE: milter (the supervisor and a worker), submit, lmtp, client, spawner (and a script process of it), monitor (it
+starts zygote, resolver and an agent), and alice, what else runs with an agent's ids.
 FOLDER: where `targets.json` says whom and what to try, and where each role writes `ROLE.json`: the name of each try,
 and `done` or the name of the error. SETTINGS: as JSON, with sockets of its own, so that the services still run.
 """
@@ -60,8 +60,8 @@ def namespace_by_clone() -> None:
 
 def in_child(act: Callable[[], object]) -> str:
     """Return what becomes of an act that cannot be undone, in a child; `fork: …` where there is none."""
-    reader, writer = os.pipe()
     try:
+        reader, writer = os.pipe()
         pid = os.fork()
     except OSError as error:
         return f"fork: {errno.errorcode[error.errno or 0]}"
@@ -219,6 +219,21 @@ def lmtp(run: TakenOver) -> int:
     return service.main([run.settings])
 
 
+def spawner(run: TakenOver) -> int:
+    """Be the spawner, then have a script process; it can write nothing down, and tells the spawner."""
+    from milterapp.delivery import sandbox
+    from milterapp.delivery import spawner as service
+
+    def take_over(self: service.Spawner) -> None:
+        del self
+        run.tell("spawner")
+        told = sandbox.run(lambda _: json.dumps(probe(run.targets)).encode())
+        run.write("site script", {**json.loads(told), "capabilities": "0" * 16})
+
+    service.Spawner.run = take_over  # type: ignore[method-assign]
+    return service.main([run.settings])
+
+
 def client(run: TakenOver) -> int:
     """Be the pipe client: pipe(8) has set its ids before."""
     run.tell("client")
@@ -297,7 +312,7 @@ def resolver(run: TakenOver) -> int:
 
 ROLES: Mapping[str, Callable[[TakenOver], int]] = {
     "milter": milter, "submit": submit, "lmtp": lmtp, "client": client, "alice": alice, "monitor": monitor,
-    "zygote": zygote, "resolver": resolver,
+    "zygote": zygote, "resolver": resolver, "spawner": spawner,
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ QUEUE = "/var/spool/postfix"
 SOCKETS = {
     "the monitor": (socket.SOCK_SEQPACKET, "/run/milterapp/monitor/socket"),
     "submit": (socket.SOCK_SEQPACKET, "/run/milterapp/submit/socket"),
+    "the spawner": (socket.SOCK_SEQPACKET, "/run/milterapp/script/socket"),
     "the milter": (socket.SOCK_STREAM, f"{QUEUE}/milterapp/milter"),
     "the milter's control": (socket.SOCK_STREAM, f"{QUEUE}/milterapp/milter.control"),
     "the LMTP door": (socket.SOCK_STREAM, f"{QUEUE}/milterapp-lmtp/socket"),
@@ -48,6 +49,7 @@ def _settings(folder: Path) -> str:
     settings["delivery"] |= {"socket": f"{folder}/monitor/socket"}
     settings["submit"] |= {"socket": f"{folder}/submit/socket", "state": f"{folder}/state"}
     settings["lmtp"] |= {"socket": f"{folder}/lmtp/socket"}
+    settings["script"] |= {"socket": f"{folder}/script/socket"}
     return json.dumps(settings)
 
 
@@ -65,15 +67,14 @@ def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
     folder = Path("/tmp/taken-over")
     folder.mkdir()
     folder.chmod(0o1777)
-    pids = {
-        role: host.pids(role)[0] for role in ("milter", "worker", "monitor", "resolver", "zygote", "agent", "submit")
-    }
+    roles = ("milter", "worker", "monitor", "resolver", "zygote", "agent", "submit", "script")
+    pids = {role: host.pids(role)[0] for role in roles}
     pids |= {"postfix": processes.master(), "lmtp": host._services["lmtp"].pid}
     targets = {"ids": {name: pwd.getpwnam(name).pw_uid for name in ACCOUNTS}, "pids": pids, "sockets": SOCKETS}
     (folder / "targets.json").write_text(json.dumps(targets))
     settings = _settings(folder)
     try:
-        for role in ("milter", "submit", "lmtp", "client", "alice", "monitor"):
+        for role in ("milter", "submit", "lmtp", "client", "spawner", "alice", "monitor"):
             account = {"client": "milterapp-pipe", "alice": "alice"}.get(role)
             ids: dict[str, Any] = {"user": account, "group": account, "extra_groups": []} if account else {}
             done = subprocess.run(
@@ -96,9 +97,11 @@ ORDINARY = {"a new process", "a program", "to listen"}  # as any account
 SAME = {"kill monitor", "kill zygote", "kill resolver"}  # one account
 MAY: Mapping[str, set[str]] = {
     "supervisor": UNIT | ORDINARY | {"the socket of the milter", "the socket of the milter's control", "kill milter",
-                                     "kill worker"},
+                                     "kill worker", "the socket of the spawner"},
     "worker": UNIT | ORDINARY | {"the socket of the milter", "the socket of the milter's control", "kill milter",
-                                 "kill worker"},
+                                 "kill worker", "the socket of the spawner"},
+    "spawner": UNIT | ORDINARY | {"the socket of the spawner", "kill script"},
+    "site script": set(),
     "client": UNIT | ORDINARY | {"the socket of the monitor"},
     "lmtp": UNIT | ORDINARY | {"the socket of the monitor", "the socket of the LMTP door", "kill lmtp"},
     "submit": UNIT | ORDINARY | {"the socket of submit", "the socket of hand-back", "the socket of sending",
@@ -115,7 +118,8 @@ MAY: Mapping[str, set[str]] = {
 }  # fmt: skip
 # What the kernel may let an account do, or not: Yama, unprivileged user namespaces. No process gains by it.
 PERHAPS = {
-    **{role: {"a user namespace by clone"} for role in ("supervisor", "worker", "client", "lmtp", "submit", "alice")},
+    **{role: {"a user namespace by clone"}
+       for role in ("supervisor", "worker", "client", "lmtp", "submit", "alice", "spawner")},
     "monitor": {"memory of zygote"}, "zygote": {"memory of zygote"}, "resolver": {"memory of resolver"},
 }  # fmt: skip
 REFUSED = {"EPERM", "EACCES", "ENOSPC"}  # ENOSPC: the kernel allows no user namespaces at all

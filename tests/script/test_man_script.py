@@ -13,12 +13,13 @@ from milterapp import script
 from milterapp.commands.main import COMMANDS
 from milterapp.delivery.sandbox import Bounds
 from milterapp.rules.load import load
-from milterapp.script.actions import File, Reply, Store
+from milterapp.script.actions import File, Header, Reject, Reply, Store
 from milterapp.script.bounce import Bounce
 from milterapp.script.load import MODULES
 from milterapp.script.mail import Attachment, Mail, Person
 from milterapp.script.memory import Remembered
 from milterapp.script.plan import Plan, PlanLimits
+from milterapp.script.run import examine
 from milterapp.script.untrusted import Untrusted
 from milterapp.testing import Application
 from tests.script.sample import planned
@@ -79,6 +80,16 @@ def test_the_application_example() -> None:
     assert planned(source, member, to="dev-unsubscribe@h").state == "START"
     bounced = planned(source, to="dev-bounce@h", sender="", raw=report(HARD, "Action: failed", "Status: 5.1.1"))
     assert bounced.actions == (Store("bob@example.net", True, '"5.1.1"'),)
+
+
+def test_the_sites_example() -> None:
+    """The example under "In the site's rules" refuses and edits, and has nothing that has no place there."""
+    (source,) = [one for one in EXAMPLES if "screen savers" in one]
+    assert examine(source.encode(), "example", site=True) == b"[]"
+    part = b"Content-Type: application/octet-stream\nContent-Disposition: attachment; filename=a.scr\n\nx\n"
+    assert planned(source, raw=part).actions == (Reject("5.7.1", "No screen savers, please"),)
+    assert planned(source, raw=b"Subject: x\n\n").actions == (Header("add_header", "X-Odd", "no date"),)
+    assert planned(source, raw=b"Date: x\n\n").actions == ()
 
 
 TUTORIAL = re.findall(r"^\.EX\n(.*?)^\.EE$", PAGE.partition(".SH TUTORIAL\n")[2], re.MULTILINE | re.DOTALL)
