@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from milterapp.rules.actions import ACTIONS
-from tests.postfix.harness import Answer, Site, message
+from tests.postfix.harness import SITE_RULES, Answer, Site, message
 from tests.postfix.mailboxes import header
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
@@ -88,6 +88,7 @@ SITE: dict[str, Case] = EDITS | {
     "tag": ("tag: marked", lambda seen: header(seen.one, "X-Tagged") == ["marked"]),
     "log": ("log: 'a word about ${subject}'",
             lambda seen: "a word about do log" in seen.site.service_log("milter") and len(seen.here) == 1),
+    "script": ("script: it.py", fields("X-Script", "do script")),
 }  # fmt: skip
 OWN: dict[str, Case] = EDITS | {
     "keep": ("keep", lambda seen: header(seen.one, "X-Went") == []),
@@ -182,6 +183,7 @@ def test_every_word_has_a_case(word: str) -> None:
 
 def test_every_action_of_the_site(site: Site) -> None:
     """What each action of in-line rules does to the message whose rule says so."""
+    (SITE_RULES.parent / "it.py").write_text("def main(mail):\n    mail.add_header('X-Script', mail.subject)\n")
     site.site_rules(rules(SITE))
     answers = {word: send(site, word) for word in [*SITE, "nothing"]}
     site.wait(lambda: not [one for one in site.queue() if one["queue_name"] != "hold"], "all to arrive", 60)
