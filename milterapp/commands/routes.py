@@ -14,7 +14,7 @@ from milterapp.commands.failure import Failure, cannot_read, complain
 from milterapp.commands.scripts import beside
 from milterapp.delivery import sandbox
 from milterapp.rules.problem import Place, Problem
-from milterapp.script.run import listed
+from milterapp.script.examining import listed
 
 __all__ = ["arguments", "run"]
 

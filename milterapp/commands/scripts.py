@@ -23,8 +23,9 @@ from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Scripted
 from milterapp.rules.problem import Place, Problem
 from milterapp.rules.truth import Failed
+from milterapp.script.examining import examine
 from milterapp.script.plan import Failure
-from milterapp.script.run import Job, examine, work
+from milterapp.script.run import Job, work
 from milterapp.settings import Settings
 from milterapp.state.conversations import Conversations
 from milterapp.state.database import StateError

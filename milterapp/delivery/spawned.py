@@ -18,8 +18,9 @@ from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Scripted
 from milterapp.rules.truth import Failed
+from milterapp.script.examining import to_examine
 from milterapp.script.plan import DEFAULT, Failure, PlanLimits
-from milterapp.script.run import Job, to_examine, to_parts
+from milterapp.script.run import Job, to_parts
 
 __all__ = ["SiteScripts"]
 

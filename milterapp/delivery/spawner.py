@@ -28,7 +28,8 @@ from typing import Any, NoReturn
 from milterapp import log
 from milterapp.delivery import door, linux, sandbox, sealed, wire
 from milterapp.delivery.requests import SCRIPT_JOBS, printable
-from milterapp.script.run import serve, serve_examination
+from milterapp.script.examining import serve_examination
+from milterapp.script.run import serve
 from milterapp.settings import MilterSettings
 
 __all__ = ["Spawner", "Terms", "main"]

@@ -25,18 +25,7 @@ from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits,
 from milterapp.script.routes import START, Application, is_state
 from milterapp.script.untrusted import WAYS_OUT
 
-__all__ = [
-    "Job",
-    "examine",
-    "listed",
-    "run",
-    "serve",
-    "serve_examination",
-    "to_bytes",
-    "to_examine",
-    "to_parts",
-    "work",
-]
+__all__ = ["Job", "run", "serve", "to_bytes", "to_parts", "work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,41 +91,6 @@ def serve(data: bytes, ask: Callable[[bytes], bytes]) -> bytes:
 def work(job: Job) -> Callable[[Callable[[bytes], bytes]], bytes]:
     """Return what a script process does with a job: its result as bytes, its memory asked for from the parent."""
     return lambda ask: encode(run(job, Asked(ask, job.states)))
-
-
-def examine(source: bytes, file: str, *, site: bool = False) -> bytes:
-    """Return what is wrong with a script as a JSON list of [line, column, text]. Its top level runs here."""
-    _, problems = loading.load(source, file, site=site)
-    return json.dumps([[one.place.line, one.place.column, one.text] for one in problems]).encode("ascii")
-
-
-def to_examine(source: bytes, file: str) -> bytes:
-    """Return a site's script as a script process is given it to be examined: one line of JSON, the script."""
-    return json.dumps(file, ensure_ascii=True).encode("ascii") + b"\n" + source
-
-
-def serve_examination(data: bytes, _: Callable[[bytes], bytes]) -> bytes:
-    """Do what `examine` does, with what to_examine wrote."""
-    line, _newline, source = data.partition(b"\n")
-    return examine(source, str(json.loads(line)), site=True)
-
-
-def listed(source: bytes, file: str, address: str = "") -> bytes:
-    """Return the routes of a script as JSON, those alone that match an address where one is given; or its problems."""
-    script, problems = loading.load(source, file)
-    if script is None:
-        found = [[one.place.line, one.place.column, one.text] for one in problems]
-        return json.dumps({"problems": found}).encode("ascii")
-    made = script.application or Application((), ())
-    routes = []
-    for state, functions in ((False, made.stateless), (True, made.states)):
-        for function, several in functions:
-            for one in several:
-                captures = one.match(address.lower()) if address else {}
-                if captures is not None:
-                    shown = {"function": function.__name__, "state": state, "route": one.text, "line": one.line}
-                    routes.append(shown | {"per": list(one.per), "captures": captures})
-    return json.dumps({"main": script.main is not None, "routes": routes}).encode("ascii")
 
 
 def run(job: Job, memory: Memory) -> Plan | Failure:

@@ -15,11 +15,11 @@ from milterapp.delivery.sandbox import Bounds
 from milterapp.rules.load import load
 from milterapp.script.actions import File, Header, Reject, Reply, Store
 from milterapp.script.bounce import Bounce
+from milterapp.script.examining import examine
 from milterapp.script.load import MODULES
 from milterapp.script.mail import Attachment, Mail, Person
 from milterapp.script.memory import Remembered
 from milterapp.script.plan import Plan, PlanLimits
-from milterapp.script.run import examine
 from milterapp.script.untrusted import Untrusted
 from milterapp.testing import Application
 from tests.script.sample import planned

@@ -8,9 +8,10 @@ import pytest
 
 from milterapp.mail.envelope import Envelope
 from milterapp.script.actions import Action, Defer, Discard, Header, Reject
+from milterapp.script.examining import examine, serve_examination, to_examine
 from milterapp.script.memory import Remembered
 from milterapp.script.plan import Failure, Plan, decode
-from milterapp.script.run import Job, examine, run, serve, serve_examination, to_bytes, to_examine
+from milterapp.script.run import Job, run, serve, to_bytes
 
 ENVELOPE = Envelope(sender="ann@example.net", recipients=("bob@example.org", "carol@example.org"))
 
