@@ -127,7 +127,6 @@ def asked(site: Site, tmp_path: Path) -> Iterator[Site]:
         "smtpd_tls_security_level": "may",
         "smtpd_tls_cert_file": str(certificate),
         "smtpd_tls_key_file": str(key),
-        "smtpd_sasl_auth_enable": "yes",
     }
     try:
         CONFIGURATION.write_text(SETTINGS)

@@ -19,7 +19,8 @@ SECONDS = re.compile(r"\. \d+ s, and nothing stays behind\.$")
 def tried(*before: str) -> subprocess.CompletedProcess[str]:
     """Run what packaging/try runs once everything is installed; before: commands of the shell to run first."""
     run = "exec /opt/milterapp/.venv/bin/python -I -B packaging/try.py"
-    command = [str(ROOT / "packaging/world"), "sh", "-c", "; ".join((*before, run))]
+    fresh = "userdel elsewhere 2>/dev/null"  # an account of this world's own Postfix, where it was started already
+    command = [str(ROOT / "packaging/world"), "sh", "-c", "; ".join((fresh, *before, run))]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
 
 
