@@ -132,7 +132,8 @@ def examined(scripts: Sources, settings: Settings, *, site: bool) -> tuple[Probl
                 )
             found += [Problem(Place(shown, line, column), text) for line, column, text in json.loads(said)]
         except sandbox.SandboxError as error:
-            found.append(Problem(Place(shown), str(error), warning=error.reason == "level"))
+            # A person's mail is kept then; the milter does not take site rules whose scripts cannot run.
+            found.append(Problem(Place(shown), str(error), warning=error.reason == "level" and not site))
         except (UnsafeError, OSError) as error:
             found.append(Problem(Place(shown), f"cannot be looked at: {error}"))
     return tuple(found)

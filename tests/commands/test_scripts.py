@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from milterapp.commands import scripts
+from milterapp.delivery import sandbox, sandbox_level
+from milterapp.settings import Settings
 from milterapp.state.conversations import Change, Conversations
 
 Milterapp = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -240,3 +243,15 @@ def test_checking_a_sites_script(milterapp: Milterapp, site_rules: Path) -> None
     assert "filter.py:2:5: `mail.reply` has no place in a site script" in ended.stdout
     (site_rules / "own.yaml").write_text("rules:\n  - name: own\n    then:\n      script: filter.py\n")
     assert milterapp("check", "own.yaml").returncode == 0
+
+
+@pytest.mark.parametrize("site", [False, True], ids=["a person's", "the site's"])
+def test_below_the_floor(monkeypatch: pytest.MonkeyPatch, *, site: bool) -> None:
+    """Where this machine enforces less than the site wants, a person's mail is kept and `check` warns; the milter takes
+    no such rules, and `check` says that they are no good.
+    """
+    low = sandbox_level.level_of(0, has_seccomp=True)
+    monkeypatch.setattr(sandbox, "probe", lambda: low)
+    (problem,) = scripts.examined(scripts.Sources({"filter.py": FILTER.encode()}), Settings(), site=site)
+    assert "below the site's floor (good)" in problem.text
+    assert problem.warning is not site
