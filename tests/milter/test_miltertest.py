@@ -174,6 +174,7 @@ def run(service: Service, script: str, folder: Path, **values: str) -> subproces
         errors="replace",
         timeout=300,
         check=False,
+        restore_signals=False,  # SIGPIPE stays ignored: where the milter has hung up, its write fails and no more
         env={"LD_LIBRARY_PATH": str(UNPACKED / "usr/lib/x86_64-linux-gnu"), "PATH": os.defpath},
     )
 
