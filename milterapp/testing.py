@@ -77,6 +77,7 @@ class Said:
     """What came of a message. letters: what left; refused: status and text of a refusal or deferral, "" for none.
 
     unsent: why answers did not leave; kept: it is in the inbox; routed: False where the script had nothing to say.
+    failed: what the author would be told, where a function failed and ERROR answered in its place.
     """
 
     letters: list[Letter] = field(default_factory=list)
@@ -84,6 +85,7 @@ class Said:
     unsent: list[str] = field(default_factory=list)
     kept: bool = False
     routed: bool = True
+    failed: str = ""
 
     @property
     def letter(self) -> Letter:
@@ -240,7 +242,7 @@ class Application:
             raise ScriptFailedError(found.trace or f"{found.kind}: {found.text}")
         check_kept(found, len(raw))
         plan = said(found, self._name, sender, memory)
-        result = Said(routed=plan.routed)
+        result = Said(routed=plan.routed, failed=found.failed.trace if found.failed is not None else "")
         if plan.reply is not None:
             result.refused = f"{plan.reply.status} {plan.reply.line}"
         if plan.verdict is Verdict.DEFER:

@@ -131,3 +131,25 @@ def test_a_bounce(made: Make) -> None:
     app.bounce(app.say("bob@example.org", sender=ANN).letter, "5.1.2")
     recipient, *rest = app.stored("b")
     assert (recipient == "c@c.example", rest) == (True, ["5.1.2", True])
+
+
+def test_a_failure_that_error_answers(made: Make) -> None:
+    """Where ERROR answers in the place of what failed, the failure is there to be read; without it, it is raised."""
+    text = """from milterapp.script import *
+@route("bob+{x}@{host}")
+def START(mail, x, host):
+    raise ValueError("no")
+"""
+    error = """
+@route("bob+{x}@{host}")
+def ERROR(mail, x, host):
+    mail.reject("5.3.0 Later")
+"""
+    app = made(text + error)
+    said = app.say("bob+x@example.org", sender=ANN)
+    assert said.refused == "5.3.0 Later"
+    assert "ValueError: no" in said.failed
+    assert app.state(ANN) == "ERROR"
+    assert app.say("bob+x@example.org", sender=ANN).failed == ""
+    with pytest.raises(ScriptFailedError, match="ValueError: no"):
+        made(text).say("bob+x@example.org", sender=ANN)

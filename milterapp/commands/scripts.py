@@ -17,7 +17,7 @@ from milterapp.delivery import sandbox
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.in_line import failed, understood
 from milterapp.delivery.rulefile import ScriptPlace, UnsafeError, plain_files
-from milterapp.delivery.scripts import MEMORY, Runner, Told, memory_of, plan_limits, run_script
+from milterapp.delivery.scripts import MEMORY, Runner, last_line, memory_of, plan_limits, run_script
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Scripted
@@ -58,13 +58,11 @@ class Sources:
         job = Job(self.sources[script], os.path.basename(script), raw, envelope, limits, plan_limits(settings))
         try:
             with self._memory() as kept, self.place(script) as place:
-                found = run_script(job, script, place, memory_of(kept, script, envelope.sender), Runner(settings))
+                found, told = run_script(job, script, place, memory_of(kept, script, envelope.sender), Runner(settings))
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
-        if isinstance(found, Told):
-            complain(*found.text.splitlines())
-            return Failed(f"{script}: {found.text.strip().splitlines()[-1][:200]}")
-        return found
+        complain(*(told.text.splitlines() if told is not None else ()))
+        return Failed(f"{script}: {last_line(told)}") if found is None else found
 
     def answer_in_line(self, script: str, envelope: Envelope, raw: bytes, settings: Settings) -> Scripted | Failed:
         """Run a site's script for a message. Its failure goes to standard error too."""

@@ -268,7 +268,8 @@ class Agent:
             for told in self._scripts.news(home):
                 self._scripts.tell(home, told, now)
                 keeps = self._settings.broken_rules == "keep"
-                letter = notice.Letter(told.script, told.text, arrived.envelope, arrived.key, arrived.raw, now, keeps)
+                of = (arrived.envelope, arrived.key, arrived.raw, now)
+                letter = notice.Letter(told.script, told.text, *of, keeps, told.answered)
                 outcome = notice.tell(letter, home, STATE, here, arrived.submit)
                 event["notice"] = f"{outcome.word} {outcome.detail}".strip()
                 if outcome.word == "failed":

@@ -36,6 +36,7 @@ _MEANWHILE = {
     True: "Meanwhile your mail is kept as if you had no rules.",
     False: "Meanwhile your mail waits. It comes once they are good; after some days it would go back to its senders.",
 }
+_ANSWERED = {True: "Its function ERROR answered then.", False: "The message waits, and is tried again."}
 _RULES = """\
 Your mail rules cannot be used:
 
@@ -50,7 +51,7 @@ Your mail rules cannot be used:
 class Letter:
     """What failed. script: as the rule names it, "" for the rules themselves; text: the traceback, or the problems.
 
-    now: seconds since 1970. keeps: whether mail is kept meanwhile, else it waits.
+    now: seconds since 1970. keeps: whether mail is kept meanwhile, else it waits. answered: by the script's ERROR.
     """
 
     script: str
@@ -60,6 +61,7 @@ class Letter:
     raw: bytes
     now: int
     keeps: bool = False
+    answered: bool = False
 
 
 def of_rules(problems: Sequence[Problem]) -> Told:
@@ -103,7 +105,7 @@ def _cut(text: str) -> str:
 
 def _words(about: Letter, state: str, saved: str) -> Iterator[str]:
     yield f"The script {about.script} failed with the message {about.key.queue_id}. Nothing of what it asked for was\n"
-    yield "done. The message waits, and is tried again. You are told of this failure once.\n\n"
+    yield f"done. {_ANSWERED[about.answered]} You are told of this failure once.\n\n"
     yield about.text.rstrip("\n") + "\n"
     if saved:
         sender, recipient = shlex.quote(about.envelope.sender), shlex.quote(about.key.recipient)

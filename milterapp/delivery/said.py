@@ -97,7 +97,7 @@ def _run(plan: Plan, script: str, sender: str) -> ScriptRun | None:
     if not kept and not plan.state:
         return None
     stores = tuple((one.key, (one.value or "")[:_SHOWN]) for one in kept if isinstance(one, Store))
-    memory = dataclasses.replace(plan, actions=kept)
+    memory = dataclasses.replace(plan, actions=kept, failed=None)
     return ScriptRun(script, sender, plan.state, stores, tuple(outputs), encode(memory).decode("ascii"))
 
 

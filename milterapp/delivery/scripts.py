@@ -15,7 +15,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from milterapp.delivery import outputs, sandbox
@@ -35,7 +35,7 @@ from milterapp.script.run import Job, serve, to_bytes, work
 from milterapp.state.conversations import Conversations
 from milterapp.state.database import StateError, exists
 
-__all__ = ["MEMORY", "RefusedError", "Runner", "Scripts", "Told", "mails_of", "plan_limits", "run_script"]
+__all__ = ["MEMORY", "RefusedError", "Runner", "Scripts", "Told", "last_line", "mails_of", "plan_limits", "run_script"]
 
 MEMORY = "scripts.sqlite"  # below the state folder, as the lock is
 _LOCK = "scripts.lock"
@@ -57,12 +57,14 @@ class Told:
 
     script: "" where the rules themselves cannot be used.
     quiet: nobody need be told, as a limit on reading the message was hit, which is no fault of theirs.
+    answered: the script's ERROR has answered the message, which else waits.
     """
 
     script: str
     handle: str
     text: str
     quiet: bool = False
+    answered: bool = False
 
 
 class _Kept:
@@ -125,7 +127,7 @@ class Runner:
                 if fresh:
                     raise
             else:
-                if isinstance(found, Plan):
+                if isinstance(found, Plan) and found.failed is None:
                     return found
                 self.end()
                 if fresh:
@@ -154,25 +156,28 @@ class Runner:
         return self._process
 
 
-def run_script(job: Job, script: str, place: ScriptPlace, remembered: Memory, runner: Runner) -> Scripted | Told:
-    """Return what a script says of a message, or what its author is to read.
+def run_script(
+    job: Job, script: str, place: ScriptPlace, remembered: Memory, runner: Runner
+) -> tuple[Scripted | None, Told | None]:
+    """Return what a script says of a message, None where it failed, and what its author is to read, if anything.
 
     Raises RefusedError below the site's floor; SandboxError for faults of ours, StateError, OSError.
     """
     try:
         found = runner.run(job, place, partial(memory.answer, remembered))
         if isinstance(found, Failure):
-            return _told(job, script, found)
+            return None, _told(job, script, found)
         check_kept(found, len(job.raw))
-        return said(found, script, job.envelope.sender, remembered)
+        failed = None if found.failed is None else replace(_told(job, script, found.failed), answered=True)
+        return said(found, script, job.envelope.sender, remembered), failed
     except sandbox.SandboxError as error:
         if error.reason == "level":
             raise RefusedError(str(error)) from error
         if error.reason in _OURS:
             raise
-        return _told(job, script, Failure(error.reason, str(error)))
+        return None, _told(job, script, Failure(error.reason, str(error)))
     except PlanError as error:
-        return _told(job, script, Failure("Plan", str(error)))
+        return None, _told(job, script, Failure("Plan", str(error)))
 
 
 def _told(job: Job, script: str, failure: Failure) -> Told:
@@ -182,6 +187,11 @@ def _told(job: Job, script: str, failure: Failure) -> Told:
     whole.update(hashlib.sha256(job.source).digest())
     text = failure.trace or f"{failure.kind}: {failure.text}\n"
     return Told(script, whole.hexdigest(), text, quiet=failure.kind == "LimitHit")
+
+
+def last_line(told: Told | None) -> str:
+    """Return the line that says most of a failure."""
+    return "" if told is None else told.text.strip().splitlines()[-1][:200]
 
 
 def _last_line(trace: str) -> str:
@@ -236,12 +246,12 @@ class Scripts:
                 job = Job(
                     source, os.path.basename(script), raw, envelope, self._limits, self._plan_limits, checked, states
                 )  # fmt: skip
-                found = run_script(job, script, place, memory_of(kept, script, sender), self._runner)
+                found, told = run_script(job, script, place, memory_of(kept, script, sender), self._runner)
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
-        if isinstance(found, Told):
-            self.told += [] if found.quiet else [found]
-            return Failed(f"{script}: {found.text.strip().splitlines()[-1][:200]}")
+        self.told += [] if told is None or told.quiet else [told]
+        if found is None:
+            return Failed(f"{script}: {last_line(told)}")
         self._good.add(digest)
         return found
 

@@ -62,6 +62,7 @@ class Plan:
     state: the next state's name, "" to leave it; per: the captures that it is kept by, beside the sender.
     routed: False where no route of an application matches, so that it has nothing to say about this message.
     about: the digest of a question whose kept message the edits and deliveries are of, "" for the one that came.
+    failed: how the function failed in whose place ERROR has answered, None where none did.
     """
 
     actions: tuple[Action, ...] = ()
@@ -69,6 +70,7 @@ class Plan:
     per: tuple[str, ...] = ()
     routed: bool = True
     about: str = ""
+    failed: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +90,15 @@ _VERSION = 1
 def encode(found: Plan | Failure) -> bytes:
     """Return a plan or a failure as it is sent."""
     if isinstance(found, Failure):
-        texts = {name: getattr(found, name)[:most] for name, most in _SIZES.items()}
-        return _lines({"failure": _VERSION, **texts}, [])
+        return _lines({"failure": _VERSION, **_cut(found)}, [])
     head = {"plan": _VERSION, "state": found.state, "per": found.per, "routed": found.routed, "about": found.about}
+    head |= {} if found.failed is None else {"failed": _cut(found.failed)}
     actions = [{"action": one.word, **dataclasses.asdict(one)} for one in found.actions]
     return _lines(head, actions)
+
+
+def _cut(found: Failure) -> dict[str, str]:
+    return {name: getattr(found, name)[:most] for name, most in _SIZES.items()}
 
 
 def _lines(head: Mapping[str, Any], actions: Sequence[Mapping[str, Any]]) -> bytes:
@@ -113,23 +119,28 @@ def decode(data: bytes, limits: PlanLimits = DEFAULT) -> Plan | Failure:
     if set(last) != {"end"} or last["end"] is True or last["end"] != len(middle):
         raise PlanError("the plan is cut short")
     kind = next((one for one in _HEADS if head.get(one) == _VERSION and head[one] is not True), None)
+    failed = head.pop("failed", None) if kind == "plan" else None
     if kind is None or set(head) != {kind, *_HEADS[kind]}:
         raise PlanError("not a plan of this version")
     if kind == "failure":
-        return _failure(head, middle)
+        if middle:
+            raise PlanError("a failure with actions")
+        return _failure({name: head[name] for name in _SIZES})
     if not isinstance(head["routed"], bool):
         raise PlanError("routed: expected true or false")
     actions = tuple(_action(one) for one in middle)
     state, per, about = _text(head["state"], "state"), _texts(head["per"], "per"), _text(head["about"], "about")
-    plan = Plan(actions, state, per, head["routed"], about)
+    plan = Plan(actions, state, per, head["routed"], about, None if failed is None else _failure(failed))
     check(plan, limits)
     return plan
 
 
-def _failure(head: Mapping[str, Any], actions: Sequence[Mapping[str, Any]]) -> Failure:
-    texts = {name: _text(head[name], name) for name in _SIZES}
-    if actions or any(len(texts[name]) > most for name, most in _SIZES.items()):
-        raise PlanError("a failure with more than its texts")
+def _failure(found: object) -> Failure:
+    if not isinstance(found, dict) or set(found) != set(_SIZES):
+        raise PlanError("a failure with more than its texts, or less")
+    texts = {name: _text(found[name], name) for name in _SIZES}
+    if any(len(texts[name]) > most for name, most in _SIZES.items()):
+        raise PlanError("a failure with longer texts than any")
     return Failure(**texts)
 
 

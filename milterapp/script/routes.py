@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 from milterapp.rules import patterns
 from milterapp.rules.problem import Place, Problem
 
-__all__ = ["START", "Application", "Route", "RouteError", "application", "is_state", "parse", "route", "stateless"]
+__all__ = ["ERROR", "START", "Application", "Route", "RouteError", "application", "is_state", "parse", "route",
+           "stateless"]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 START = "START"  # the state of whoever has none
+ERROR = "ERROR"  # what answers where the function of a state raised, and the state of whose message that was
 LOCAL = r"[a-z0-9][a-z0-9._-]*?"
 HOST = r"[a-z0-9](?:[a-z0-9-]*?[a-z0-9])??(?:\.[a-z0-9](?:[a-z0-9-]*?[a-z0-9])??)*?"
 _MOST_ADDRESS = 320

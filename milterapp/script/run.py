@@ -1,6 +1,6 @@
 """Running a script for one message: load it, find what answers, call it, and give its plan or what went wrong.
 
-Must never: carry anything out, or give a plan of a script that raised: then nothing has happened.
+Must never: carry anything out, or give anything of a function that raised: then it has asked for nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from milterapp.mail import message
@@ -22,10 +22,12 @@ from milterapp.script.load import Script
 from milterapp.script.mail import Mail
 from milterapp.script.memory import Asked, Memory
 from milterapp.script.plan import DEFAULT, Failure, Plan, PlanError, PlanLimits, check, encode
-from milterapp.script.routes import START, Application, is_state
+from milterapp.script.routes import ERROR, START, Application, is_state
 from milterapp.script.untrusted import WAYS_OUT
 
 __all__ = ["Job", "run", "serve", "to_bytes", "to_parts", "work"]
+
+_HALF = 7500  # characters of each of two traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,31 +105,73 @@ def run(job: Job, memory: Memory) -> Plan | Failure:
     except LimitHit as limit:
         return Failure("LimitHit", str(limit))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a script may raise anything, and its author is told
-        trace = loading.trace_of(error, job.file, WAYS_OUT)
-        return Failure(type(error).__name__, " ".join(str(error).split()), trace)
+        failure = _failure_of(error, job)
+    return _in_error(script, job, memory, failure) or failure
+
+
+def _failure_of(error: BaseException, job: Job) -> Failure:
+    trace = loading.trace_of(error, job.file, WAYS_OUT)
+    return Failure(type(error).__name__, " ".join(str(error).split()), trace)
+
+
+def _in_error(script: Script, job: Job, memory: Memory, failure: Failure) -> Plan | Failure | None:
+    """Return what ERROR makes of a message with which the function of another state failed; None where none answers."""
+    if script.application is None or asking.token_of(_address(job.envelope)) is not None:
+        return None
+    try:
+        failed = _find(script.application, job.envelope, memory)
+    except ScriptError:
+        failed = None
+    found = [one for one in script.application.candidates(_address(job.envelope)) if one[0].__name__ == ERROR]
+    if failed is None or failed.state in ("", ERROR) or not found:
+        return None
+    function, captures, per = found[0]
+    try:
+        plan = _called(_Call(function, captures, ERROR, per), job, _collected(script, job, memory))
+    except LimitHit as limit:
+        return Failure("LimitHit", str(limit))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+        again = _failure_of(error, job)
+        trace = f"{failure.trace[:_HALF]}\nAnd {ERROR}, which was to answer then:\n\n{again.trace[:_HALF]}"
+        return Failure(failure.kind, failure.text, trace)
+    stays = any(isinstance(one, Defer) for one in plan.actions)  # the message comes again, and meets the same function
+    return replace(plan, state=plan.state or ("" if stays else ERROR), failed=failure)
+
+
+def _collected(script: Script, job: Job, memory: Memory) -> Collected:
+    now = job.now or time.time()
+    return Collected(memory, job.plan_limits, now=now, folder=job.folder, functions=script.functions, site=job.site)
 
 
 def _run(script: Script, job: Job, memory: Memory) -> Plan:
-    now = job.now or time.time()
-    collected = Collected(
-        memory, job.plan_limits, now=now, folder=job.folder, functions=script.functions, site=job.site
-    )
-    mail = Mail(message.Mail(job.raw, job.limits), job.envelope, collected)
-    with running(collected):
-        if not job.site and (token := asking.token_of(_address(job.envelope))) is not None:
-            plan = _confirmed(token, mail, job, collected)
-        elif script.main is not None:
-            if script.main(mail) is not None:
+    collected = _collected(script, job, memory)
+    if not job.site and (token := asking.token_of(_address(job.envelope))) is not None:
+        with running(collected):
+            return _checked(_confirmed(token, _mail(job, collected), job, collected), job)
+    if script.main is not None:
+        with running(collected):
+            if script.main(_mail(job, collected)) is not None:
                 raise ScriptError("main returned something; only a route's function returns the next state")
-            plan = Plan(_actions(collected), about=collected.about)
-        else:
-            assert script.application is not None  # noqa: S101 - a Script has one of them
-            call = _find(script.application, job.envelope, memory)
-            if call is None:
-                return Plan(routed=False)
-            collected.per = call.per
-            result = call.function(mail, **call.captures)
-            plan = Plan(_actions(collected), _next(call, result), call.per, about=collected.about)
+            return _checked(Plan(_actions(collected), about=collected.about), job)
+    assert script.application is not None  # noqa: S101 - a Script has one of them
+    call = _find(script.application, job.envelope, memory)
+    return Plan(routed=False) if call is None else _called(call, job, collected)
+
+
+def _mail(job: Job, collected: Collected) -> Mail:
+    return Mail(message.Mail(job.raw, job.limits), job.envelope, collected)
+
+
+def _called(call: _Call, job: Job, collected: Collected) -> Plan:
+    """Return the plan of a route's function."""
+    collected.per = call.per
+    with running(collected):
+        result = call.function(_mail(job, collected), **call.captures)
+        return _checked(Plan(_actions(collected), _next(call, result), call.per, about=collected.about), job)
+
+
+def _checked(plan: Plan, job: Job) -> Plan:
+    """Return the plan. Raises ScriptError where it is none."""
     try:
         check(plan, job.plan_limits)
     except PlanError as error:

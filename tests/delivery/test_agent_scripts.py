@@ -211,6 +211,57 @@ def test_a_script_that_fails(person: Person, start: Start, name: str) -> None:
     assert not (person.home / "Maildir/.Rest").exists()
 
 
+SORRY = """
+@route("{page}@{host}")
+def START(mail, page, host):
+    store["count"] = 1
+    mail.file("Pages")
+    raise ValueError("no")
+
+@route("{page}@{host}")
+def ERROR(mail, page, host):
+    mail.reply(text="Sorry")
+    mail.discard()
+    if "again" in mail.subject:
+        return START
+"""
+
+
+def test_error_answers_in_the_place_of_what_failed(person: Person, start: Start) -> None:
+    """Nothing of the function that raised is done, its author is told once, and what ERROR asks for is done once."""
+    with_script(person, SORRY)
+    submit = Submit()
+    agent = start()
+    for queue_id in ("4A", "4A", "4B"):  # a retry, and another message of the same sender
+        result = agent.deliver(submit, queue_id=queue_id)
+        assert (result.status, result.event["verdict"]) == ("ok", "discard")
+    assert submit.kinds == ["NOTICE", "REPLY", "REPLY"]
+    letter = submit.asked[0].fields["text"]
+    assert "Its function ERROR answered then. You are told of this failure once." in letter
+    assert "ValueError: no" in letter
+    assert memory(person) == {
+        "states": [("apps/page.py", "ann@example.org", "[]", "ERROR")], "stored": [], "outputs": [],
+    }  # fmt: skip
+    assert not (person.home / "Maildir").exists()
+    agent.deliver(submit, MESSAGE.replace(b"hello", b"again"), queue_id="4C")
+    assert memory(person)["states"] == []
+    agent.deliver(submit, queue_id="4D")  # failed anew, as before: no news
+    assert submit.kinds == ["NOTICE", *["REPLY"] * 4]
+
+
+def test_an_error_that_fails_as_well_leaves_nothing_behind(person: Person, start: Start) -> None:
+    """Where ERROR raises too, the message waits as if there were none, and the one letter tells of both."""
+    with_script(person, SORRY.replace("    mail.discard()\n", "    mail.discard()\n    1 / 0\n"))
+    submit = Submit()
+    agent = start()
+    assert [agent.deliver(submit, queue_id=one).status for one in ("4A", "4A")] == ["defer", "defer"]
+    assert submit.kinds == ["NOTICE"]
+    letter = submit.asked[0].fields["text"]
+    assert "The message waits, and is tried again." in letter
+    assert letter.index("ValueError: no") < letter.index("ZeroDivisionError")
+    assert memory(person)["states"] == []
+
+
 def test_a_limit_of_ours_is_no_fault_of_the_script(person: Person, start: Start) -> None:
     """Where the message cannot be read within the site's limits it waits, and its author has nothing to mend."""
     with_script(person, plain("mail.text", "mail.discard()"))

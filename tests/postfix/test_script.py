@@ -257,3 +257,38 @@ def test_a_model_knows_what_happened(site: Site) -> None:
     assert blows.total() >= 20
     assert model.seen >= 80
     assert model.defects == []
+
+
+SORRY = """
+from milterapp.script import *
+
+@route("bob+news@{host}")
+def START(mail, host):
+    store["half"] = 1
+    if "open" in mail.subject:
+        mail.reply(text="Here you are.")
+        mail.discard()
+    else:
+        raise ValueError("shut")
+
+@route("bob+news@{host}")
+def ERROR(mail, host):
+    mail.reply(text="Sorry, it is broken.")
+    mail.discard()
+    if "open" in mail.subject:
+        return START
+"""
+
+
+def test_error_answers_whoever_met_a_failure(site: Site) -> None:
+    """The sender reads an apology, the author one letter, nothing waits, and another sender notices nothing."""
+    application(site, SORRY)
+    for subject, sender in (("shut", "dora"), ("shut", "dora"), ("open", "ann"), ("open", "dora"), ("open", "dora")):
+        send(site, "bob+news@example.org", subject, f"{sender}@home.example")
+        site.settle()
+    heard = sorted((header(one, "To")[0], b"Sorry" in one) for one in site.elsewhere())
+    assert heard == [("ann@home.example", False), *[("dora@home.example", False)], *[("dora@home.example", True)] * 3]
+    (told,) = site.inbox("bob")
+    assert b"ERROR answered then" in told
+    assert b"ValueError: shut" in told
+    assert remembered() == ({"half": "1"}, [])
