@@ -17,14 +17,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from milterapp.delivery import replies
-from milterapp.delivery.said import change_of, check_kept, question_of, said
+from milterapp.delivery.remembering import Remembering
+from milterapp.delivery.said import change_of, check_kept, said
 from milterapp.mail.edits import apply
 from milterapp.mail.envelope import Envelope, split_address
 from milterapp.mail.message import Mail
 from milterapp.mail.values import HeaderText
 from milterapp.rules.decision import Delivery, File, Forward, Keep, Send, SendReply, Verdict
+from milterapp.rules.lists import NamedList
+from milterapp.rules.membership import Membership
 from milterapp.script import stored
-from milterapp.script.memory import Question
 from milterapp.script.plan import Failure, PlanLimits
 from milterapp.script.run import Job, run
 from milterapp.state.conversations import Conversations
@@ -104,38 +106,21 @@ def mail(text: str = "", *, to: str, sender: str, subject: str = "", headers: Ma
     return "".join([*lines, "\n", text]).encode("utf-8", "replace")
 
 
-class _Memory:
-    """The application's memory, as a script asks for it, with the application's clock."""
-
-    def __init__(self, kept: Conversations, script: str, sender: str, now: int) -> None:
-        self._kept, self._script, self._sender, self._now = kept, script, sender, now
-
-    def state(self, per: tuple[str, ...]) -> str:
-        """Return the sender's state."""
-        return self._kept.state(self._script, self._sender, per)
-
-    def value(self, key: str) -> str | None:
-        """Return a stored value."""
-        return self._kept.value(self._script, key)
-
-    def keys(self, prefix: str) -> Sequence[tuple[str, bool]]:
-        """Return the keys that begin so."""
-        return self._kept.keys(self._script, prefix, _MOST_KEYS)
-
-    def question(self, digest: str) -> Question | None:
-        """Return what a question is about."""
-        found = self._kept.question(self._script, digest, self._now)
-        return None if found is None else question_of(found)
-
-
 class Application:
     """A script and its user, whom people write to. user: an address whose extensions are the user's too.
 
     inbox, folders: messages kept and filed; outputs: files by name; sent: every letter so far. now: the time, which
-    stands still until it is set. recipients: as delivery.script_recipients.
+    stands still until it is set. recipients: as delivery.script_recipients. site: the site's lists, entries by name.
     """
 
-    def __init__(self, script: str | os.PathLike[str], *, user: str = "app@example.org", recipients: int = 20) -> None:
+    def __init__(
+        self,
+        script: str | os.PathLike[str],
+        *,
+        user: str = "app@example.org",
+        recipients: int = 20,
+        site: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self._path = os.fspath(script)
         self.user = user
         self.inbox: list[bytes] = []
@@ -145,6 +130,7 @@ class Application:
         self.now = datetime(2026, 5, 1, 12, tzinfo=UTC)
         self._limits = PlanLimits(recipients=recipients)
         self._number = 0
+        self._site = Membership({name: NamedList.of(name, one) for name, one in (site or {}).items()})
         self._folder = tempfile.TemporaryDirectory(prefix="milterapp-")
         self._kept = Conversations(os.path.join(self._folder.name, "scripts.sqlite"))
 
@@ -233,7 +219,7 @@ class Application:
         self._number += 1
         now = int(self.now.timestamp())
         envelope = Envelope(sender=sender, recipients=(self.user,), original_recipient=to, queue_id=f"Q{self._number}")
-        memory = _Memory(self._kept, self._name, sender, now)
+        memory = Remembering(self._kept, self._name, sender, self._site, self.now.timestamp)
         with open(self._path, "rb") as file:
             source = file.read()
         folder = os.path.dirname(os.path.abspath(self._path))

@@ -153,3 +153,12 @@ def ERROR(mail, x, host):
     assert app.say("bob+x@example.org", sender=ANN).failed == ""
     with pytest.raises(ScriptFailedError, match="ValueError: no"):
         made(text).say("bob+x@example.org", sender=ANN)
+
+
+def test_lists_of_the_site(tmp_path: Path, mailapp: Any) -> None:
+    """A test gives the lists that the site would have."""
+    file = tmp_path / "a.py"
+    file.write_text(f"{HEAD}    mail.reject('5.7.1 No') if mail.sender not in site['partners'] else mail.keep()\n")
+    app = mailapp(file, user="bob@example.org", site={"partners": [".a.example"]})
+    assert app.say("bob@example.org", sender="x@y.a.example").kept
+    assert app.say("bob@example.org", sender="x@y.b.example").refused == "5.7.1 No"

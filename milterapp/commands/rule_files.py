@@ -23,6 +23,7 @@ from milterapp.delivery.rulefile import ScriptPlace, Unavailable, open_home, pla
 from milterapp.delivery.ruleset import Ruleset
 from milterapp.milter.site_rules import read_site_rules
 from milterapp.rules.beside import run_tests
+from milterapp.rules.lists import NamedList
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Place, Problem
@@ -106,7 +107,8 @@ def own(user: User, settings: Settings) -> Rules:
         with open_home(user.home, user.uid) as home, file.script_place(-1 if home is None else home, script) as found:
             yield found
 
-    sources = Sources(loaded.scripts, place, os.path.join(user.home, STATE), folder)
+    lists = {} if loaded.site is None else loaded.site.lists
+    sources = Sources(loaded.scripts, place, os.path.join(user.home, STATE), folder, lists)
     return Rules(loaded.policy, loaded.problems, scripts=sources)
 
 
@@ -141,7 +143,20 @@ def named(paths: Sequence[str], *, site: bool, settings: Settings) -> Rules:
     policies = [policy for policy, _ in loaded if policy is not None]
     joined = _joined(policies, len(paths), tuple(problem for _, found in loaded for problem in found))
     shown = os.path.dirname(paths[0]) if paths else ""
-    return replace(joined, scripts=Sources(sources, lambda script: beside(folders[script], script), shown=shown))
+    lists = _lists_around(settings) if sources and not site else {}
+    found = Sources(sources, lambda script: beside(folders[script], script), shown=shown, lists=lists)
+    return replace(joined, scripts=found)
+
+
+def _lists_around(settings: Settings) -> dict[str, NamedList]:
+    """Return the lists of the site's rules around people's own, which scripts may ask; of broken rules none."""
+    found: dict[str, NamedList] = {}
+    for path in (settings.delivery.rules_after, settings.delivery.rules_before):
+        if path:
+            policy, _ = load(_read(path), path, site=False, read_list=_lists(path, site=False), tests=False,
+                             authserv_ids=settings.authserv_ids, programs=_programs(settings))  # fmt: skip
+            found |= {} if policy is None else policy.lists
+    return found
 
 
 def is_site_file(path: str) -> bool:

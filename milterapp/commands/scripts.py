@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ from milterapp.commands.failure import complain
 from milterapp.delivery import sandbox
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.in_line import failed, understood
+from milterapp.delivery.remembering import Remembering
 from milterapp.delivery.rulefile import ScriptPlace, UnsafeError, plain_files
-from milterapp.delivery.scripts import MEMORY, Runner, last_line, memory_of, plan_limits, run_script
+from milterapp.delivery.scripts import MEMORY, Runner, last_line, plan_limits, run_script
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Scripted
+from milterapp.rules.lists import NamedList
+from milterapp.rules.membership import Membership
 from milterapp.rules.problem import Place, Problem
 from milterapp.rules.truth import Failed
 from milterapp.script.examining import examine
@@ -44,13 +48,14 @@ def _nowhere(_: str) -> Iterator[ScriptPlace]:
 @dataclass(frozen=True, slots=True)
 class Sources:
     """The scripts that rules name. sources: by that name; place: gives where one lies; state: the folder of what they
-    remember, "" for none; shown: the rules' folder, as problems name it.
+    remember, "" for none; shown: the rules' folder, as problems name it. lists: the site's, which they may ask.
     """
 
     sources: Mapping[str, bytes] = field(default_factory=dict)
     place: Callable[[str], AbstractContextManager[ScriptPlace]] = _nowhere
     state: str = ""
     shown: str = ""
+    lists: Mapping[str, NamedList] = field(default_factory=dict)
 
     def answer(self, script: str, envelope: Envelope, raw: bytes, settings: AgentSettings) -> Scripted | Failed:
         """Run one for a message. Its failure goes to standard error too. Raises scripts.RefusedError."""
@@ -58,7 +63,9 @@ class Sources:
         job = Job(self.sources[script], os.path.basename(script), raw, envelope, limits, plan_limits(settings))
         try:
             with self._memory() as kept, self.place(script) as place:
-                found, told = run_script(job, script, place, memory_of(kept, script, envelope.sender), Runner(settings))
+                lists = Membership(self.lists, settings.delimiter)
+                remembered = Remembering(kept, script, envelope.sender, lists, time.time)
+                found, told = run_script(job, script, place, remembered, Runner(settings))
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
         complain(*(told.text.splitlines() if told is not None else ()))

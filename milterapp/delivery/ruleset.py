@@ -37,7 +37,8 @@ class Ruleset:
     def load(self, home: int | None) -> Loaded:
         """Return the rules as they stand now. home: a descriptor, None for an account without. Raises Unavailable.
 
-        `site` of what is returned holds the site's rules alone, for where the person's cannot be used.
+        `site` of what is returned holds the site's rules alone, for where the person's cannot be used, and its lists:
+        of two of one name, that of the rules before.
         """
         if home is None:
             return Loaded(None)
@@ -76,7 +77,8 @@ class Ruleset:
 def _joined(before: Policy | None, own: Policy | None, after: Policy | None) -> Policy:
     rules = (*_named(before), *(() if own is None else own.rules), *_named(after))
     files = [one.file for one in (before, own, after) if one is not None]
-    return Policy(file=", ".join(files), site=False, rules=rules, tests=() if own is None else own.tests)
+    lists = {name: one for part in (after, before) if part is not None for name, one in part.lists.items()}
+    return Policy(file=", ".join(files), site=False, rules=rules, tests=() if own is None else own.tests, lists=lists)
 
 
 def _named(policy: Policy | None) -> Iterator[Rule]:

@@ -14,22 +14,24 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 from milterapp.delivery import outputs, sandbox
 from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.remembering import Remembering
 from milterapp.delivery.rulefile import Loaded, ScriptPlace, UnsafeError
 from milterapp.delivery.ruleset import Ruleset
-from milterapp.delivery.said import change_of, check_kept, question_of, said
+from milterapp.delivery.said import change_of, check_kept, said
 from milterapp.delivery.sandbox_warm import Warm
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.rules.decision import Decision, Forward, Scripted, Send, SendReply
+from milterapp.rules.membership import Membership
 from milterapp.rules.truth import Failed
 from milterapp.script import memory
-from milterapp.script.memory import Memory, Question, Remembered
+from milterapp.script.memory import Memory
 from milterapp.script.plan import Failure, Plan, PlanError, PlanLimits, decode
 from milterapp.script.run import Job, serve, to_bytes, work
 from milterapp.state.conversations import Conversations
@@ -39,7 +41,6 @@ __all__ = ["MEMORY", "RefusedError", "Runner", "Scripts", "Told", "last_line", "
 
 MEMORY = "scripts.sqlite"  # below the state folder, as the lock is
 _LOCK = "scripts.lock"
-_MOST_KEYS = 100_000
 _DAY = 86400
 _MOST_STATES = 50  # of one sender that a script is given beforehand
 _LET_GO = 20  # records that the journal has too are let go together
@@ -67,38 +68,9 @@ class Told:
     answered: bool = False
 
 
-class _Kept:
-    """The memory of one script and sender, as a running script asks for it."""
-
-    def __init__(self, kept: Conversations, script: str, sender: str) -> None:
-        self._kept, self._script, self._sender = kept, script, sender
-
-    def state(self, per: tuple[str, ...]) -> str:
-        """Return the sender's state."""
-        return self._kept.state(self._script, self._sender, per)
-
-    def value(self, key: str) -> str | None:
-        """Return a stored value."""
-        return self._kept.value(self._script, key)
-
-    def keys(self, prefix: str) -> Sequence[tuple[str, bool]]:
-        """Return the keys that begin so."""
-        return self._kept.keys(self._script, prefix, _MOST_KEYS)
-
-    def question(self, digest: str) -> Question | None:
-        """Return the message that a question is about."""
-        found = self._kept.question(self._script, digest, int(time.time()))
-        return None if found is None else question_of(found)
-
-
 def plan_limits(settings: AgentSettings) -> PlanLimits:
     """Return what one run may ask for at this site."""
     return PlanLimits(recipients=settings.script_recipients, folders=settings.script_folders)
-
-
-def memory_of(kept: Conversations | None, script: str, sender: str) -> Memory:
-    """Return the memory of a script for a sender; an empty one where there is none yet."""
-    return Remembered() if kept is None else _Kept(kept, script, sender)
 
 
 class Runner:
@@ -214,6 +186,7 @@ class Scripts:
         self._limits = Limits(**settings.limits)
         self._plan_limits = plan_limits(settings)
         self._runner = Runner(settings, warm=True)
+        self._lists = Membership({})
         self._kept: Conversations | None = None
         self._lock = -1
         self._committed = ""  # the last message whose changes were made
@@ -246,7 +219,8 @@ class Scripts:
                 job = Job(
                     source, os.path.basename(script), raw, envelope, self._limits, self._plan_limits, checked, states
                 )  # fmt: skip
-                found, told = run_script(job, script, place, memory_of(kept, script, sender), self._runner)
+                remembered = Remembering(kept, script, sender, self._lists_of(loaded), time.time)
+                found, told = run_script(job, script, place, remembered, self._runner)
         except (StateError, UnsafeError, OSError, sandbox.SandboxError) as error:
             return Failed(f"{script}: {error}")
         self.told += [] if told is None or told.quiet else [told]
@@ -327,6 +301,13 @@ class Scripts:
         """Forget records older than that, and questions that are too old now. Raises StateError."""
         if self._kept is not None:
             self._kept.expire(before, now)
+
+    def _lists_of(self, loaded: Loaded) -> Membership:
+        """Return the site's lists as they stand now; those that are the same are not read anew."""
+        lists = {} if loaded.site is None else loaded.site.lists
+        if self._lists.lists != lists:
+            self._lists = Membership(lists, self._settings.delimiter)
+        return self._lists
 
     # the memory and its lock
 

@@ -6,7 +6,7 @@ Must never: cost a message more for a longer list, or drop an entry that does no
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from milterapp.rules.folding import domain_levels, fold, fold_domain
@@ -203,6 +203,12 @@ class NamedList:
     lines: tuple[int, ...]
     columns: tuple[int, ...] = ()
     typed: dict[str, TypedList] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, entries: Iterable[str]) -> NamedList:
+        """Return a list that stands in no file."""
+        found = tuple(entries)
+        return cls(name, "", found, (0,) * len(found))
 
     @classmethod
     def from_file(cls, name: str, file: str, source: bytes) -> NamedList:

@@ -121,7 +121,8 @@ def _policy(root: Node, file: str, decoder: RuleDecoder, read_list: ReadList | N
     if tested is not None:
         cases = read_cases(tested, decoder, [rule.name for rule in rules])
     decoder.problems.extend(cautions(rules, site=decoder.site))
-    policy = Policy(file, decoder.site, rules, cases)
+    lists = {} if decoder.site else decoder.lists  # the milter's workers need not hold what no script of theirs asks
+    policy = Policy(file, decoder.site, rules, cases, lists=lists)
     if not _fatal(decoder.problems):
         _ = policy.index  # made now, so that workers which fork from here share it
     return policy

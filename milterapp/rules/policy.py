@@ -15,6 +15,7 @@ from milterapp.rules.actions import Action
 from milterapp.rules.clauses import Clause, leaves, stage_of
 from milterapp.rules.decision import Verdict
 from milterapp.rules.expectation import Expectation
+from milterapp.rules.lists import NamedList
 from milterapp.rules.placeholders import ONE_RECIPIENT, VALUES
 from milterapp.rules.problem import Place
 
@@ -106,13 +107,17 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """Ordered rules. tests: (place, case) of those beside them. scripts: the source of each that site rules name."""
+    """Ordered rules. tests: (place, case) of those beside them. scripts: the source of each that site rules name.
+
+    lists: of personal rules, by name; scripts may ask them where they are the site's.
+    """
 
     file: str
     site: bool
     rules: tuple[Rule, ...]
     tests: tuple[tuple[Place, Case], ...] = ()
     scripts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    lists: Mapping[str, NamedList] = field(default_factory=dict, repr=False)
 
     @cached_property
     def one_recipient(self) -> bool:

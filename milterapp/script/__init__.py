@@ -6,6 +6,7 @@ Must never: import milter, delivery, postfix or commands, or hand a script anyth
 from milterapp.script.asking import confirm
 from milterapp.script.context import ScriptError, output, store
 from milterapp.script.routes import route, stateless
+from milterapp.script.site_lists import site
 from milterapp.script.templates import template
 from milterapp.script.untrusted import Match, TaintError, Untrusted
 from milterapp.script.values import Address, HeaderText, Mailbox, Rendered
@@ -22,6 +23,7 @@ __all__ = [
     "confirm",
     "output",
     "route",
+    "site",
     "stateless",
     "store",
     "template",

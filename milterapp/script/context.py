@@ -57,8 +57,12 @@ class Collected:
     @property
     def memory(self) -> Memory:
         """What the script remembers. Raises ScriptError for a site's, which remembers nothing."""
+        return self.memory_for("store")
+
+    def memory_for(self, word: str) -> Memory:
+        """Return what is asked where a script uses this word. Raises ScriptError for a site's script."""
         if self._site:
-            raise ScriptError(f"`store` {NO_PLACE}")
+            raise ScriptError(f"`{word}` {NO_PLACE}")
         return self._memory
 
     def add(self, action: Action) -> None:

@@ -15,7 +15,7 @@ from milterapp.script.actions import IN_LINE, KINDS, NO_PLACE
 __all__ = ["out_of_place"]
 
 _PACKAGE = "milterapp.script"
-_NAMES = frozenset({"confirm", "output", "route", "stateless", "store"})
+_NAMES = frozenset({"confirm", "output", "route", "site", "stateless", "store"})
 _METHODS = frozenset(word for word, kind in KINDS.items() if kind not in IN_LINE)
 
 

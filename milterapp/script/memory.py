@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from milterapp.rules.membership import Membership
 from milterapp.script.plan import PlanError
 
 __all__ = ["Asked", "Memory", "Question", "Remembered", "answer"]
@@ -50,6 +51,12 @@ class Memory(Protocol):
     def question(self, digest: str) -> Question | None:
         """Return the message that a question is about, None where there is none, or none any more."""
 
+    def lists(self) -> Sequence[str]:
+        """Return the names of the site's lists."""
+
+    def listed(self, name: str, value: str) -> tuple[bool, str | None]:
+        """Return whether a list of the site's holds a value, and its own entry that is that value, None for none."""
+
 
 class Remembered:
     """A memory in tables: for tests, and where there is none yet."""
@@ -59,7 +66,9 @@ class Remembered:
         states: Mapping[tuple[str, ...], str] | None = None,
         values: Mapping[str, tuple[bool, str]] | None = None,
         questions: Mapping[str, Question] | None = None,
+        lists: Membership | None = None,
     ) -> None:
+        self.site = lists or Membership({})
         self.states = dict(states or {})
         self.values = dict(values or {})
         self.questions = dict(questions or {})
@@ -80,6 +89,14 @@ class Remembered:
     def question(self, digest: str) -> Question | None:
         """Return the question."""
         return self.questions.get(digest)
+
+    def lists(self) -> Sequence[str]:
+        """Return the names."""
+        return tuple(self.site.lists)
+
+    def listed(self, name: str, value: str) -> tuple[bool, str | None]:
+        """Look it up."""
+        return self.site.holds(name, value), self.site.entry(name, value)
 
 
 class Asked:
@@ -117,6 +134,15 @@ class Asked:
         then, captures, sender, original, raw = found
         return Question(str(then), tuple(map(str, captures)), str(sender), str(original), base64.b64decode(raw))
 
+    def lists(self) -> Sequence[str]:
+        """Ask for the names of lists."""
+        return tuple(map(str, self._question("lists", "")))
+
+    def listed(self, name: str, value: str) -> tuple[bool, str | None]:
+        """Ask a list."""
+        holds, entry = self._question("listed", [name, value])
+        return bool(holds), None if entry is None else str(entry)
+
 
 def answer(memory: Memory, question: bytes) -> bytes:
     """Return the answer to a script process's question. Raises PlanError for what is none."""
@@ -136,6 +162,12 @@ def answer(memory: Memory, question: bytes) -> bytes:
         given = list(memory.keys(about))[:_MOST_KEYS]
     elif what == "question" and _is_key(about):
         given = _told(memory.question(about))
+    elif what == "lists" and about == "":
+        given = list(memory.lists())
+    elif what == "listed" and isinstance(about, list) and len(about) == 2 and all(_is_text(one) for one in about):
+        if about[0] not in memory.lists():
+            raise PlanError("a question about a list that is not there")
+        given = memory.listed(*about)
     else:
         raise PlanError("a question of an unknown kind")
     return json.dumps(given, ensure_ascii=True).encode("ascii")
@@ -149,4 +181,8 @@ def _told(found: Question | None) -> object:
 
 
 def _is_key(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _MOST_KEY and not any("\ud800" <= one <= "\udfff" for one in value)
+    return _is_text(value) and len(str(value)) <= _MOST_KEY
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)

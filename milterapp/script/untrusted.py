@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, NoReturn, Protocol, SupportsIndex, runtime_checkable
 
 import re2
 
@@ -57,6 +57,14 @@ def _refuse(wanted: str) -> Callable[..., NoReturn]:
 def refusal(value: Untrusted, wanted: str) -> TaintError:
     """Return the error for a value that stands where it may not, to be raised."""
     return TaintError(f"{_caller()}{value!r} came from the message and cannot be {wanted}. {WAYS_OUT}")
+
+
+@runtime_checkable
+class Findable(Protocol):
+    """What is looked a text up in, though it is no table: a list of the site's."""
+
+    def get(self, value: str) -> str | None:
+        """Return its own entry that is the text, None where it has none."""
 
 
 class Untrusted:
@@ -264,11 +272,11 @@ class Untrusted:
         found = _compiled(pattern).fullmatch(self.__text)
         return None if found is None else Match(found)
 
-    def lookup(self, table: Mapping[str, Any] | Collection[str]) -> Any:
+    def lookup(self, table: Mapping[str, Any] | Collection[str] | Findable) -> Any:
         """Return what a table holds under this value, or a collection's own equal member; None where it has none."""
         if isinstance(table, (str, bytes)):
             raise TypeError("lookup takes a table or a collection of texts, not one text")
-        if isinstance(table, Mapping):
+        if isinstance(table, Mapping | Findable):
             return table.get(self.__text)
         return next((one for one in table if type(one) is str and one == self.__text), None)
 

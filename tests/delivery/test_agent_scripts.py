@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -209,6 +211,23 @@ def test_a_script_that_fails(person: Person, start: Start, name: str) -> None:
     assert submit.kinds == ["NOTICE"]
     assert all(one[0] != "a" for one in memory(person)["stored"])
     assert not (person.home / "Maildir/.Rest").exists()
+
+
+def test_lists_of_the_site(person: Person, start: Start) -> None:
+    """A script asks the site's lists as they stand now, also where its process stays from one message to the next."""
+    rules = Path(tempfile.mkdtemp(prefix="site-", dir="/etc"))
+    try:
+        rules.chmod(0o755)
+        site = rules / "before.yaml"
+        entries = "lists:\n  partners: [{}]\nrules:\n  - name: none\n    if: {{subject: never}}\n    then: stop\n"
+        with_script(person, plain("if mail.sender in site['partners']:", "    mail.file('Partners')"))
+        agent = start(rules_before=str(site))
+        for number, (entry, folder) in enumerate((("x@y.example", "Rest"), (".example.org", "Partners")) * 2):
+            site.write_text(entries.format(entry) + "# " + "x" * number)
+            result = agent.deliver(Submit(), queue_id=f"4A{number}")
+            assert (result.status, result.event["deliveries"][0]["folder"]) == ("ok", folder)
+    finally:
+        shutil.rmtree(rules)
 
 
 SORRY = """
