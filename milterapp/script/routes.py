@@ -204,7 +204,8 @@ def application(
     """
     problems: list[Problem] = []
     by_kind: dict[bool, list[tuple[Callable[..., Any], tuple[Route, ...]]]] = {True: [], False: []}
-    marked = [one for one in functions if _ROUTES in one.__dict__ or _STATELESS in one.__dict__]
+    own = list(functions)
+    marked = [one for one in own if _ROUTES in one.__dict__ or _STATELESS in one.__dict__]
     for function in sorted(marked, key=lambda one: one.__code__.co_firstlineno):
         by_kind[_STATELESS in function.__dict__].append(
             (function, _routes_of(function, file, problems, checked=checked))
@@ -213,6 +214,8 @@ def application(
     if not checked:
         problems += _unreachable(made, file)
         problems += _states(made, file)
+        if marked and ERROR not in made.state_names():
+            problems += [_no_error(one, file) for one in own if one.__name__ == ERROR]
     return made, tuple(sorted(problems))
 
 
@@ -282,3 +285,9 @@ def _states(made: Application, file: str) -> list[Problem]:
         text = f"no function is named {START}, the state of a sender who has none yet"
         problems.append(_problem(file, first.__code__.co_firstlineno, text))
     return problems
+
+
+def _no_error(function: Callable[..., Any], file: str) -> Problem:
+    what = "is stateless" if _STATELESS in function.__dict__ else "has no @route"
+    text = f"{ERROR} {what}, expected routes at which it answers, as a state, where another function has failed"
+    return _problem(file, function.__code__.co_firstlineno, text)

@@ -218,6 +218,8 @@ def _find(found: Application, envelope: Envelope, memory: Memory) -> _Call | Non
         return None
     candidates = found.candidates(address)
     states = {per: memory.state(per) for per in {per for _, _, per in candidates}}
+    if ERROR not in found.state_names():  # whoever is in an ERROR that the script has no more begins anew
+        states = {per: "" if state == ERROR else state for per, state in states.items()}
     in_state = [one for one in candidates if one[0].__name__ == states[one[2]]]
     new = [one for one in candidates if one[0].__name__ == START and not states[one[2]]]
     for function, captures, per in (*in_state, *new):

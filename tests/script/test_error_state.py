@@ -76,13 +76,12 @@ def test_a_deferral_leaves_the_state() -> None:
     assert plan.failed is not None
 
 
-OTHER_ADDRESS = APOLOGY.replace("{page}@{host}", "other@{host}").replace("page, ", "").replace("{page}", "it")
 NOT_ASKED = {
     "there is none": "",
-    "it answers elsewhere": OTHER_ADDRESS,
-    "it is no state": APOLOGY.replace("@route", "@stateless\n@route").replace("{page}@", "other@").replace(
-        "page, ", "").replace("{page}", "it"),
-}  # fmt: skip
+    "it answers elsewhere": APOLOGY.replace("{page}@{host}", "other@{host}")
+    .replace("page, ", "")
+    .replace("{page}", "it"),
+}
 
 
 @pytest.mark.parametrize("error", NOT_ASKED.values(), ids=NOT_ASKED)
@@ -158,3 +157,25 @@ def test_the_trace_is_of_the_file() -> None:
     found = planned(application()).failed
     assert found is not None
     assert f'File "{FILE}", line 7' in found.trace
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        pytest.param(APOLOGY.replace('@route("{page}@{host}")\n', ""), "ERROR has no @route", id="no route"),
+        pytest.param(APOLOGY.replace("@route", "@stateless\n@route").replace("{page}@", "x@").replace("page, ", "")
+                     .replace("{page}", "it"), "ERROR is stateless", id="stateless"),
+    ],
+)  # fmt: skip
+def test_an_error_that_would_never_answer_is_a_problem(error: str, why: str) -> None:
+    """Whoever writes an ERROR is told where it could not be called."""
+    found = failed(application(error))
+    assert found.kind == "Problem"
+    assert f"{why}, expected routes at which it answers" in found.text
+
+
+def test_whoever_is_in_an_error_that_is_gone_begins_anew() -> None:
+    """Once the script is mended and has no ERROR any more, its senders are answered again."""
+    plan = planned(application("", fault="mail.reply(text='here')"), Remembered(states={(): "ERROR"}))
+    assert Reply("here") in plan.actions
+    assert plan.state == "OPEN"
