@@ -19,7 +19,8 @@ from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.message import Mail
 from milterapp.milter.reply import FAULT
 from milterapp.rules.decide import decide
-from milterapp.rules.decision import Decision, Delivery, Keep, SendReply, Vacation, Verdict
+from milterapp.rules.decision import Decision, Verdict
+from milterapp.rules.deliveries import Delivery, Keep, SendReply, Vacation
 from milterapp.rules.facts import Facts
 from milterapp.rules.policy import Policy
 from milterapp.rules.problem import Problem

@@ -36,7 +36,8 @@ from milterapp.mail.envelope import Envelope, Stage
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
 from milterapp.rules.decide import decide
-from milterapp.rules.decision import Decision, Keep, Verdict
+from milterapp.rules.decision import Decision, Verdict
+from milterapp.rules.deliveries import Keep
 from milterapp.rules.facts import Facts
 from milterapp.rules.truth import Failed, Need, Value
 from milterapp.script.plan import PlanError

@@ -23,20 +23,8 @@ from milterapp.delivery.requests import RESPONSES, printable
 from milterapp.delivery.said import MOST_TEXT
 from milterapp.delivery.stores import Maildir, Name, NoFolderError, stamped
 from milterapp.mail.edits import apply
-from milterapp.rules.decision import (
-    Decision,
-    Delivery,
-    File,
-    Filter,
-    Forward,
-    Keep,
-    Pipe,
-    Reply,
-    Send,
-    SendReply,
-    Vacation,
-    Verdict,
-)
+from milterapp.rules.decision import Decision, Filter, Reply, Verdict
+from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Pipe, Send, SendReply, Vacation
 from milterapp.state.journal import Journal, Key, Prepared, StateError
 
 __all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "rejection", "through"]

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from milterapp.mail import edits
 from milterapp.mail.envelope import Stage
-from milterapp.rules import decision, problem
+from milterapp.rules import decision, deliveries, problem
 
 __all__ = ["RecordError", "from_text", "to_text"]
 
@@ -33,7 +33,7 @@ _VALUES: dict[str, type] = {
         problem.Problem,
         decision.Filter,
         decision.ScriptRun,
-        *get_args(decision.Delivery),
+        *get_args(deliveries.Delivery),
         *get_args(decision.EnvelopeEdit),
         *get_args(edits.Edit),
     )

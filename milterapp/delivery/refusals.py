@@ -16,7 +16,8 @@ from milterapp.mail.auth import Result, auth
 from milterapp.mail.envelope import Envelope, split_address
 from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
-from milterapp.rules.decision import Decision, Keep, Reply, SendReply, Vacation, Verdict
+from milterapp.rules.decision import Decision, Reply, Verdict
+from milterapp.rules.deliveries import Keep, SendReply, Vacation
 
 __all__ = ["WORDS", "answered", "doubt"]
 

@@ -9,8 +9,9 @@ import dataclasses
 import json
 
 from milterapp.mail.envelope import Envelope
-from milterapp.rules import decision
-from milterapp.rules.decision import Delivery, Reply, Scripted, ScriptRun, Verdict
+from milterapp.rules import deliveries
+from milterapp.rules.decision import Reply, Scripted, ScriptRun, Verdict
+from milterapp.rules.deliveries import Delivery
 from milterapp.script.actions import (
     Action,
     Answered,
@@ -48,7 +49,7 @@ def said(plan: Plan, script: str, sender: str, memory: Memory) -> Scripted:
     if plan.about and about is None:
         raise PlanError("about a message that is not kept any more")
     verdict, reply = Verdict.NONE, None
-    deliveries: list[Delivery] = []
+    wanted: list[Delivery] = []
     edits = []
     for one in plan.actions:
         if isinstance(one, Reject | Defer):
@@ -61,13 +62,13 @@ def said(plan: Plan, script: str, sender: str, memory: Memory) -> Scripted:
         else:
             if isinstance(one, Answer | Send) and len(one.text.encode("utf-8", "replace")) > MOST_TEXT:
                 raise PlanError(f"{one.word}: a text of more than {MOST_TEXT} bytes")
-            deliveries += _deliveries(one, script)
+            wanted += _deliveries(one, script)
     return Scripted(
         plan.routed,
         verdict,
         reply,
         tuple(edits),
-        tuple(deliveries),
+        tuple(wanted),
         _run(plan, script, sender if about is None else about.sender),
         "" if about is None else about.raw.decode("latin-1"),
     )
@@ -75,15 +76,15 @@ def said(plan: Plan, script: str, sender: str, memory: Memory) -> Scripted:
 
 def _deliveries(one: Action, script: str) -> list[Delivery]:
     if isinstance(one, Keep):
-        return [decision.Keep()]
+        return [deliveries.Keep()]
     if isinstance(one, File):
-        return [decision.File(one.folder, one.copy)]
+        return [deliveries.File(one.folder, one.copy)]
     if isinstance(one, Forward):
-        return [decision.Forward(one.to, one.copy, script, one.sender)]
+        return [deliveries.Forward(one.to, one.copy, script, one.sender)]
     if isinstance(one, Answer):
-        return [decision.SendReply(one.text, one.subject, script=script, sender=one.sender)]
+        return [deliveries.SendReply(one.text, one.subject, script=script, sender=one.sender)]
     if isinstance(one, Send):
-        return [decision.Send(to, one.subject, one.text, script, one.sender) for to in one.to]
+        return [deliveries.Send(to, one.subject, one.text, script, one.sender) for to in one.to]
     return []
 
 

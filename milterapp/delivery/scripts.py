@@ -27,7 +27,8 @@ from milterapp.delivery.said import change_of, check_kept, said
 from milterapp.delivery.sandbox_warm import Warm
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
-from milterapp.rules.decision import Decision, Forward, Scripted, Send, SendReply
+from milterapp.rules.decision import Decision, Scripted
+from milterapp.rules.deliveries import Forward, Send, SendReply
 from milterapp.rules.membership import Membership
 from milterapp.rules.truth import Failed
 from milterapp.script import memory

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from milterapp.mail.edits import Edit
 from milterapp.mail.envelope import Stage
-from milterapp.rules.decision import Delivery, EnvelopeEdit, Filter, Reply, Scripted, ScriptRun, Verdict
+from milterapp.rules.decision import EnvelopeEdit, Filter, Reply, Scripted, ScriptRun, Verdict
+from milterapp.rules.deliveries import Delivery
 from milterapp.rules.facts import Facts
 from milterapp.rules.placeholders import Template, Value
 

@@ -12,7 +12,8 @@ from typing import Literal, NewType
 from milterapp.mail.values import Mailbox, Program
 from milterapp.rules.action import Action, Fill, Given, Outcome
 from milterapp.rules.conditions_marks import ProgramName
-from milterapp.rules.decision import File, Filter, Forward, Pipe, Send, SendReply, Vacation, Verdict
+from milterapp.rules.decision import Filter, Verdict
+from milterapp.rules.deliveries import File, Forward, Pipe, Send, SendReply, Vacation
 from milterapp.rules.placeholders import Template, Value, one_line
 from milterapp.rules.targets import Target
 

@@ -10,7 +10,8 @@ from typing import NewType
 
 from milterapp.rules.action import Action, Given, Outcome
 from milterapp.rules.conditions_marks import TagName
-from milterapp.rules.decision import Keep, Reply, Verdict
+from milterapp.rules.decision import Reply, Verdict
+from milterapp.rules.deliveries import Keep
 from milterapp.rules.placeholders import Template, one_line
 
 __all__ = [

@@ -10,7 +10,8 @@ from typing import overload
 
 from milterapp.mail.envelope import Stage
 from milterapp.rules.action import Given, Outcome
-from milterapp.rules.decision import Decision, Keep, Verdict
+from milterapp.rules.decision import Decision, Verdict
+from milterapp.rules.deliveries import Keep
 from milterapp.rules.evaluate import Evaluation
 from milterapp.rules.explain import trace_of
 from milterapp.rules.facts import Facts

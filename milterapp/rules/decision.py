@@ -12,29 +12,22 @@ from typing import Any
 
 from milterapp.mail.edits import Edit
 from milterapp.mail.envelope import Stage
+from milterapp.rules.deliveries import Delivery
 from milterapp.rules.problem import Place, Problem
 
 __all__ = [
     "AddRecipient",
     "Decision",
-    "Delivery",
     "EnvelopeEdit",
     "Explanation",
-    "File",
     "Filter",
-    "Forward",
-    "Keep",
-    "Pipe",
     "RecipientDecision",
     "RemoveRecipient",
     "Reply",
     "ScriptRun",
     "Scripted",
-    "Send",
-    "SendReply",
     "SetSender",
     "Transport",
-    "Vacation",
     "Verdict",
 ]
 
@@ -65,137 +58,6 @@ class Reply:
     def line(self) -> str:
         """The text as one line, for where no more than one can go."""
         return self.text.replace("\n", " ")
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Deliver as Postfix always did; `implicit` where no rule asked for it. flags: as File, in the Maildir alone."""
-
-    implicit: bool = False
-    flags: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the delivery as `--json` prints it."""
-        found: dict[str, Any] = {"action": "keep", "implicit": self.implicit}
-        return found | {"flags": list(self.flags)} if self.flags else found
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """File into a folder: its levels from the top, each one harmless path component (mail.values.Mailbox).
-
-    flags: IMAP's words for it, any of seen, flagged, answered. create: False to keep the message where there is no such
-    folder.
-    """
-
-    folder: tuple[str, ...]
-    copy: bool = False
-    flags: tuple[str, ...] = ()
-    create: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the delivery as `--json` prints it."""
-        found: dict[str, Any] = {"action": "file", "folder": "/".join(self.folder), "copy": self.copy}
-        found |= {} if self.create else {"create": False}
-        return found | {"flags": list(self.flags)} if self.flags else found
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Send the message on to one address. script: the one that does, "" for a rule; sender: whom it bounces to, ""
-    as it came.
-    """
-
-    to: str
-    copy: bool = False
-    script: str = ""
-    sender: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the delivery as `--json` prints it."""
-        return {"action": "forward", "to": self.to, "copy": self.copy}
-
-
-@dataclass(frozen=True, slots=True)
-class SendReply:
-    """Answer the envelope sender with a text; never ends the rules, never keeps the message from being kept.
-
-    refused: why the guards of invariant 2 would not let it out, "" where they would. script: the script that answers,
-    "" for a rule: a script may answer a correspondent more than once, within a rate. sender: its own address to answer
-    as, "" for the one that was written to.
-    """
-
-    text: str
-    subject: str = ""
-    rule: str = ""
-    refused: str = ""
-    script: str = ""
-    sender: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the delivery as `--json` prints it."""
-        return {"action": "reply", "text": self.text, "subject": self.subject, "refused": self.refused or None}
-
-
-@dataclass(frozen=True, slots=True)
-class Vacation:
-    """Tell the envelope sender that the recipient is away (RFC 5230), at most once in `days` for a sender and handle.
-
-    from_: address to answer as, "" for the recipient's; addresses: other ones of the recipient. refused: as SendReply.
-    """
-
-    text: str
-    subject: str = ""
-    days: int = 7
-    from_: str = ""
-    addresses: tuple[str, ...] = ()
-    handle: str = ""
-    rule: str = ""
-    refused: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the delivery as `--json` prints it."""
-        return {
-            "action": "vacation",
-            "text": self.text,
-            "subject": self.subject,
-            "days": self.days,
-            "from": self.from_ or None,
-            "addresses": list(self.addresses),
-            "handle": self.handle,
-            "refused": self.refused or None,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Pipe:
-    """Give the message to a program of the site's, by its name there, with these arguments; never through a shell."""
-
-    program: str
-    arguments: tuple[str, ...] = ()
-    copy: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the delivery as `--json` prints it."""
-        return {"action": "pipe", "program": self.program, "arguments": list(self.arguments), "copy": self.copy}
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message of a script's own to one address; the message that came is kept all the same. sender: as above."""
-
-    to: str
-    subject: str
-    text: str
-    script: str = ""
-    sender: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the delivery as `--json` prints it."""
-        return {"action": "send", "to": self.to, "subject": self.subject, "text": self.text}
-
-
-Delivery = Keep | File | Forward | SendReply | Vacation | Pipe | Send
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from milterapp.rules.decision import Decision, Delivery, File, Forward, Keep, Pipe, Send, SendReply, Vacation, Verdict
+from milterapp.rules.decision import Decision, Verdict
+from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Pipe, Send, SendReply, Vacation
 from milterapp.rules.problem import near_miss
 
 __all__ = ["WORDS", "Expectation"]

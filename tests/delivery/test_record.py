@@ -23,19 +23,14 @@ from milterapp.rules.decision import (
     AddRecipient,
     Decision,
     Explanation,
-    File,
     Filter,
-    Forward,
-    Keep,
-    Pipe,
     RemoveRecipient,
     Reply,
-    SendReply,
     SetSender,
     Transport,
-    Vacation,
     Verdict,
 )
+from milterapp.rules.deliveries import File, Forward, Keep, Pipe, SendReply, Vacation
 from milterapp.rules.problem import Place, Problem
 
 TEXTS = st.text(st.characters(), max_size=20)  # surrogates too

@@ -8,7 +8,8 @@ from milterapp.delivery import refusals
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.mail.message import Mail
-from milterapp.rules.decision import Decision, File, Keep, Reply, SendReply, Vacation, Verdict
+from milterapp.rules.decision import Decision, Reply, Verdict
+from milterapp.rules.deliveries import File, Keep, SendReply, Vacation
 
 IDS = ("mx.example.com",)
 SENDER = "ann@news.example.org"

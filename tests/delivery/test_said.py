@@ -10,7 +10,7 @@ from milterapp.delivery import record
 from milterapp.delivery.said import change_of, said
 from milterapp.mail.edits import AddHeader
 from milterapp.mail.envelope import Envelope
-from milterapp.rules import decision
+from milterapp.rules import deliveries
 from milterapp.rules.decision import Decision, Reply, Scripted, Verdict
 from milterapp.script.actions import Action, Ask, Discard, Header, Keep, Output, Reject, Send, Store
 from milterapp.script.actions import Reply as Answer
@@ -43,10 +43,10 @@ def test_what_rules_know() -> None:
     found = scripted(Header("add_header", "X-A", "b"), Send(("a@b.c", "d@e.f"), "s", "t"), Answer("r"), Keep())
     assert found.edits == (AddHeader("X-A", "b"),)
     assert found.deliveries == (
-        decision.Send("a@b.c", "s", "t", "a.py"),
-        decision.Send("d@e.f", "s", "t", "a.py"),
-        decision.SendReply("r", script="a.py"),
-        decision.Keep(),
+        deliveries.Send("a@b.c", "s", "t", "a.py"),
+        deliveries.Send("d@e.f", "s", "t", "a.py"),
+        deliveries.SendReply("r", script="a.py"),
+        deliveries.Keep(),
     )
     refused = scripted(Reject("5.1.1", "No such page"))
     assert (refused.verdict, refused.reply) == (Verdict.REJECT, Reply(550, "5.1.1", "No such page"))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from milterapp.mail.envelope import Stage
 from milterapp.mail.limits import Limits
 from milterapp.rules.decide import decide
-from milterapp.rules.decision import File, Forward, Keep, Reply, SendReply, Verdict
+from milterapp.rules.decision import Reply, Verdict
+from milterapp.rules.deliveries import File, Forward, Keep, SendReply
 from milterapp.rules.evaluate import Evaluation, Unknown
 from milterapp.rules.expectation import summary
 from tests.rules.helpers import ENVELOPE, MESSAGE, decide_text, facts_of, policy_of

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from milterapp.rules.beside import run_tests
 from milterapp.rules.decide import decide
-from milterapp.rules.decision import File
+from milterapp.rules.deliveries import File
 from milterapp.rules.load import load
 from tests.rules.helpers import facts_of, policy_of, rule_of
 

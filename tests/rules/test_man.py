@@ -11,10 +11,10 @@ from milterapp.rules import document, patterns
 from milterapp.rules.actions import ACTIONS
 from milterapp.rules.clauses import JOINTS
 from milterapp.rules.expectation import WORDS as EXPECTATIONS
+from milterapp.rules.finishing import MAX_TEXT
 from milterapp.rules.load import KEYS, MAX_NAME, RULE_KEYS, load
 from milterapp.rules.operators import OPERATORS, SUBTESTS, WORDS
 from milterapp.rules.placeholders import VALUES
-from milterapp.rules.reading_actions import MAX_TEXT
 from milterapp.rules.reading_conditions import CONDITIONS
 from tests.rules.roff import escaped, paragraph
 

@@ -8,19 +8,8 @@ from milterapp.mail.edits import AddHeader
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.message import Mail
 from milterapp.rules.decide import decide
-from milterapp.rules.decision import (
-    Decision,
-    Delivery,
-    File,
-    Forward,
-    Keep,
-    Reply,
-    Scripted,
-    ScriptRun,
-    Send,
-    SendReply,
-    Verdict,
-)
+from milterapp.rules.decision import Decision, Reply, Scripted, ScriptRun, Verdict
+from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Send, SendReply
 from milterapp.rules.explain import explain
 from milterapp.rules.load import load
 from milterapp.rules.policy import Policy
