@@ -129,7 +129,7 @@ def test_mask(site: Site) -> None:
 
 @pytest.mark.parametrize("name", apps.KINDS)
 def test_under_blows(site: Site, name: str) -> None:
-    """Twenty senders speak to it while everything is killed at random: pages and subscribers are what a model says."""
+    """Twenty senders speak to it while everything is killed at random: a model knows what is there and who got what."""
     talk = apps.soak(site, name, messages=60, blows=12, seed=3)
     assert talk.defects == []
     assert talk.blows.total() >= 12
