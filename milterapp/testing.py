@@ -23,7 +23,8 @@ from milterapp.mail.edits import apply
 from milterapp.mail.envelope import Envelope, split_address
 from milterapp.mail.message import Mail
 from milterapp.mail.values import HeaderText
-from milterapp.rules.decision import Delivery, File, Forward, Keep, Send, SendReply, Verdict
+from milterapp.rules.decision import Verdict
+from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Send, SendReply
 from milterapp.rules.lists import NamedList
 from milterapp.rules.membership import Membership
 from milterapp.script import stored

@@ -79,6 +79,20 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
     assert wrong == []
 
 
+def test_no_room_knows_the_tests_of_scripts() -> None:
+    """What tests speak to scripts with is beside the rooms, and no part of what runs imports it."""
+    names = {path.stem for path in PACKAGE.glob("testing*.py")} | {"pytest_plugin"}
+    assert {"testing", "testing_postfix", "testing_sink"} < names
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}"
+        for path in modules()
+        if path.parent != PACKAGE
+        for line, name in imported(path)
+        if name.startswith("milterapp.") and name.split(".")[1] in names
+    ]
+    assert wrong == []
+
+
 def test_every_folder_is_a_room() -> None:
     """A new folder gets its line in the layout before it gets a module."""
     found = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
