@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.postfix.harness import Site, in_world
+from tests.postfix.harness import Site, in_world, running
 
 
 @pytest.fixture(scope="session")
@@ -14,14 +14,8 @@ def host() -> Iterator[Site]:
     """A Postfix with milterapp attached and its services running."""
     if not in_world():
         pytest.fail("these tests change a whole mail host: run them through packaging/test", pytrace=False)
-    site = Site()
-    try:
-        site.install()
-        site.attach()
-        site.start()
+    with running() as site:
         yield site
-    finally:
-        site.stop()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.postfix import mailboxes, maillog
 from tests.postfix.host import DOMAIN, ELSEWHERE, MAILLOG, PYTHON, SITE_RULES, Host, in_world
 from tests.postfix.maillog import Fate
 
-__all__ = ["DOMAIN", "OUTSIDE", "PEOPLE", "PYTHON", "SITE_RULES", "Answer", "Site", "in_world", "message"]
+__all__ = ["DOMAIN", "OUTSIDE", "PEOPLE", "PYTHON", "SITE_RULES", "Answer", "Site", "in_world", "message", "running"]
 
 PEOPLE = ("alice", "bob", "carol")
 OUTSIDE = "192.0.2.10"  # an SMTP client that is none of ours
@@ -52,6 +52,19 @@ def message(subject: str = "hello", body: str = "Hello.\n", **fields: str) -> by
 
 def _text(said: bytes | str) -> str:
     return said.decode() if isinstance(said, bytes) else said
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Site]:
+    """Give the host, milterapp attached and everything running, and stop it in the end."""
+    site = Site()
+    try:
+        site.install()
+        site.attach()
+        site.start()
+        yield site
+    finally:
+        site.stop()
 
 
 class Site(Host):

@@ -111,9 +111,9 @@ class Host:
         self.postfix("start")
 
     def stop(self) -> None:
-        """Stop everything that start() started."""
+        """Stop everything that runs."""
         self.postfix("stop", check=False)
-        for name in reversed(SERVICES):
+        for name in reversed([*self._services]):
             self.stop_service(name)
 
     def start_service(self, name: str) -> None:

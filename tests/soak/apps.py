@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.postfix.harness import Site, in_world
+from tests.postfix.harness import Site, in_world, running
 from tests.postfix.mailboxes import header
 from tests.soak.chaos import SETTINGS
 from tests.soak.mask import OWNER, mask
@@ -131,15 +131,9 @@ def main() -> int:
     options = parser.parse_args()
     if not in_world():
         parser.error("it kills a whole mail host: run it through packaging/world")
-    site = Site()
     begun = time.monotonic()
-    try:
-        site.install()
-        site.attach()
-        site.start()
+    with running() as site:
         talk = soak(site, options.app, options.messages, options.blows, options.seed)
-    finally:
-        site.stop()
     struck = ", ".join(f"{count} {kind}" for kind, count in sorted(talk.blows.items()))
     print(f"blows: {talk.blows.total()}: {struck}")
     print(f"{options.app}: {talk.messages} messages, {talk.gap} letters sent again in the gap")

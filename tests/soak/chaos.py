@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.postfix import mailboxes, processes
-from tests.postfix.harness import DOMAIN, Site, in_world, message
+from tests.postfix.harness import DOMAIN, Site, in_world, message, running
 from tests.soak.host_ledger import HostLedger, Sent, marked_ids, payload
 
 __all__ = ["main", "soak"]
@@ -265,20 +265,13 @@ def main() -> int:
     options = parser.parse_args()
     if not in_world():
         parser.error("it kills a whole mail host: run it through packaging/world")
-    site = Site()
     begun = time.monotonic()
-    try:
-        site.install()
-        site.attach()
-        site.start()
+    with running() as site:
         if options.door == "lmtp":
             site.start_service("lmtp")
             site.milterapp("setup", "--apply", "--door", "lmtp", check=True)
             site.postfix("reload")
         ledger, blows = soak(site, options.messages, options.blows, options.seed)
-    finally:
-        site.stop_service("lmtp")
-        site.stop()
     print(f"blows: {blows.total()}: {', '.join(f'{count} {name}' for name, count in sorted(blows.items()))}")
     print(*ledger.lines(), *ledger.defects[:50], f"{time.monotonic() - begun:.0f} s", sep="\n")
     return 1 if ledger.defects else 0

@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.postfix.harness import Site, in_world, message
+from tests.postfix.harness import Site, in_world, message, running
 from tests.postfix.mailboxes import header
 from tests.soak.chaos import BLOWS, SETTINGS, Blows
 from tests.soak.host_ledger import marked_ids, queue_id
@@ -167,15 +167,9 @@ def main() -> int:
     options = parser.parse_args()
     if not in_world():
         parser.error("it kills a whole mail host: run it through packaging/world")
-    site = Site()
     begun = time.monotonic()
-    try:
-        site.install()
-        site.attach()
-        site.start()
+    with running() as site:
         model, blows = soak(site, options.messages, options.blows, options.seed)
-    finally:
-        site.stop()
     print(f"blows: {blows.total()}: {', '.join(f'{count} {name}' for name, count in sorted(blows.items()))}")
     heard = sum(heard for _, heard in model.sent.values())
     print(f"{heard} messages taken by Postfix, {model.seen} handled, each once; {model.gap} answered again in the gap")
