@@ -93,6 +93,7 @@ class SubmitCase:
         answers = first
         while answers != ["DONE"] * 3 and retries < _TRIES:
             retries += 1
+            time.sleep(0.3 if "ended" in answers else 0)  # Postfix comes back after minutes; what dies has died by then
             self._start()
             answers = self._ask(queue_id)
         findings += [] if answers == ["DONE"] * 3 else ["never done"]
