@@ -32,7 +32,8 @@ from milterapp.settings import Settings
 pytestmark = pytest.mark.root
 
 SCRIPT_UID, STRANGER = 65532, 65531
-SECONDS = 1.5  # for a job
+SECONDS = 4.0  # for a job
+SLACK = 20.0  # seconds by which a busy machine may be late
 ENVELOPE = Envelope(sender="ann@example.net", recipients=("bob@example.org",), queue_id="4A")
 RAW = b"From: ann@example.net\r\nSubject: lottery\r\n\r\nhello\r\n"
 GOOD = b"def main(mail):\n    mail.add_header('X-Seen', mail.subject)\n"
@@ -61,7 +62,7 @@ class Running:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
             return probe.connect_ex(self.path) == 0
 
-    def wait(self, done: Callable[[], object], what: str, deadline: float = 10.0) -> None:
+    def wait(self, done: Callable[[], object], what: str, deadline: float = SLACK) -> None:
         """Wait until something is so."""
         end = time.monotonic() + deadline
         while not done():
@@ -80,7 +81,7 @@ class Running:
     def connect(self) -> socket.socket:
         """Connect, and say nothing."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        made.settimeout(10)
+        made.settimeout(SLACK)
         made.connect(self.path)
         return made
 
@@ -184,7 +185,7 @@ def test_a_script_that_fails(spawner: Running, name: str) -> None:
     found = spawner.ask(source)
     assert isinstance(found, Failed)
     assert found.reason.startswith(begins)
-    assert time.monotonic() - begun < SECONDS + 1
+    assert time.monotonic() - begun < SECONDS + SLACK
     assert spawner.ask() == SEEN
     spawner.wait(lambda: not spawner.family(), "its children to end")
 
@@ -326,7 +327,7 @@ def test_who_says_nothing_is_sent_away(spawner: Running) -> None:
     with spawner.connect() as connection:
         begun = time.monotonic()
         assert connection.recv(100) == b""
-        assert time.monotonic() - begun < SECONDS + 2
+        assert time.monotonic() - begun < SECONDS + SLACK
     spawner.wait(lambda: not spawner.family(), "its child to end")
 
 
@@ -338,7 +339,7 @@ def test_a_child_that_does_not_end_is_killed(spawner: Running) -> None:
     spawner.wait(lambda: len(spawner.family()) == 2, "a child and its script process")
     family = spawner.family()
     os.kill(family[0], signal.SIGSTOP)
-    asking.join(SECONDS + 1)
+    asking.join(SECONDS + SLACK)
     assert isinstance(answers[0], Failed)
     spawner.wait(lambda: not {*family} & {*spawner.family()}, "both to be gone")
     spawner.wait(lambda: "killed past its deadline" in spawner.log(), "a line about it")
@@ -356,9 +357,9 @@ def test_nobody_outlives_it(spawner: Running, number: int) -> None:
     family = spawner.family()
     os.kill(spawner.process.pid, number)
     assert spawner.process.wait(10) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-    asking.join(10)
+    asking.join(SLACK)
     assert isinstance(answers[0], Failed)
-    end = time.monotonic() + 5
+    end = time.monotonic() + SLACK
     while any(os.path.exists(f"/proc/{pid}") and pid in below(1) for pid in family):
         assert time.monotonic() < end, family
         time.sleep(0.01)
