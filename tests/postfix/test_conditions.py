@@ -174,10 +174,11 @@ def test_every_condition(asked: Site) -> None:
 
     The message comes twice, since `rate` and `duplicate` speak of earlier ones; what is looked at is the second.
     """
+    before = asked.service_log("milter")
     for _ in range(2):
         send(asked)
         asked.settle()
-    assert asked.service_log("milter").count("fault=") == 0
+    assert "fault=" not in asked.service_log("milter").removeprefix(before)
     first, second = sorted(asked.inbox("alice"), key=lambda one: header(one, "X-Site-Yes").count("duplicate"))
     for place, site in (("Site", True), ("Own", False)):
         assert set(header(second, f"X-{place}-Yes")) == rules(site=site)[1]
