@@ -14,6 +14,7 @@ import os
 import pwd
 import shutil
 import smtplib
+import sqlite3
 import subprocess
 import time
 import uuid
@@ -73,7 +74,7 @@ class Site(Host):
     # What a test begins with
 
     def reset(self) -> None:
-        """Empty queue, mailboxes, homes and rules; start again what a test has killed."""
+        """Empty queue, mailboxes, homes, rules and the budget of answers; start again what a test has killed."""
         self.revive()
         # What is being delivered right now still ends as it began.
         self.wait(lambda: not self.pids("client"), "deliveries to end", 30)
@@ -90,6 +91,10 @@ class Site(Host):
             if entry != ELSEWHERE:
                 entry.unlink()
         shutil.rmtree(ELSEWHERE / "mail", ignore_errors=True)
+        for name, table in (("replied", "replied"), ("rates", "counted")):
+            file = f"file:/var/lib/milterapp/submit/{name}.sqlite?mode=rw"  # submit has it open
+            with contextlib.closing(sqlite3.connect(file, uri=True, timeout=30)) as answered, answered:
+                answered.execute(f"DELETE FROM {table}")
         self.site_rules("")
         self.aliases({})
         self._mark = MAILLOG.stat().st_size if MAILLOG.exists() else 0
