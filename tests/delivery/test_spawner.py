@@ -20,7 +20,7 @@ import pytest
 
 from milterapp.delivery import sealed, wire
 from milterapp.delivery.requests import SCRIPT_ANSWERS
-from milterapp.delivery.spawned import SiteScripts
+from milterapp.delivery.spawner_client import SiteScripts
 from milterapp.mail.edits import AddHeader
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits

@@ -5,13 +5,14 @@ Must never: run outside that world, or wait without a deadline.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tests.postfix import processes
@@ -22,6 +23,7 @@ DOMAIN = "example.org"
 SERVICES = ("script", "submit", "monitor", "milter")  # in the order they start
 PYTHON = "/opt/milterapp/.venv/bin/python"
 CONFIGURATION = Path("/etc/postfix")
+SETTINGS = Path("/etc/milterapp/milterapp.yaml")
 MAILLOG = Path("/var/log/maillog")
 ELSEWHERE = Path("/var/mail/elsewhere")
 SITE_RULES = Path("/etc/milterapp/rules.yaml")
@@ -140,6 +142,22 @@ class Host:
                 process.kill()
                 process.wait()
                 raise AssertionError(f"milterapp {name} did not stop within 20 s of SIGTERM") from None
+
+    @contextlib.contextmanager
+    def configured(self, text: str, *services: str) -> Iterator[None]:
+        """Give milterapp this configuration meanwhile; these services are started again with it, and without it."""
+        try:
+            SETTINGS.write_text(text)
+            self._restart(services)
+            yield
+        finally:
+            SETTINGS.unlink()
+            self._restart(services)
+
+    def _restart(self, services: Iterable[str]) -> None:
+        for name in services:
+            self.stop_service(name)
+            self.start_service(name)
 
     def revive(self) -> list[str]:
         """Start again each service whose process ended, and Postfix, as an init system would; return their names."""

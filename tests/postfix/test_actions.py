@@ -14,7 +14,6 @@ from tests.postfix.mailboxes import header
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
 
-CONFIGURATION = Path("/etc/milterapp/milterapp.yaml")
 SETTINGS = """\
 programs:
   save: {run: [/usr/bin/tee, piped]}
@@ -139,15 +138,8 @@ def rules(cases: Mapping[str, Case]) -> str:
 @pytest.fixture(scope="module")
 def allowing(host: Site) -> Iterator[Site]:
     """The host with programs that rules may start."""
-    try:
-        CONFIGURATION.write_text(SETTINGS)
-        host.stop_service("monitor")
-        host.start_service("monitor")
+    with host.configured(SETTINGS, "monitor"):
         yield host
-    finally:
-        CONFIGURATION.unlink()
-        host.stop_service("monitor")
-        host.start_service("monitor")
 
 
 @pytest.fixture

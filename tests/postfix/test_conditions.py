@@ -15,7 +15,6 @@ from tests.postfix.mailboxes import header
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
 
-CONFIGURATION = Path("/etc/milterapp/milterapp.yaml")
 SETTINGS = f"""\
 authserv_ids: [mx.example.org]
 milter:
@@ -128,25 +127,17 @@ def asked(site: Site, tmp_path: Path) -> Iterator[Site]:
         "smtpd_tls_cert_file": str(certificate),
         "smtpd_tls_key_file": str(key),
     }
-    try:
-        CONFIGURATION.write_text(SETTINGS)
-        again(site, rules(site=True)[0])
-        site.postconf(**settings)
-        site.postfix("reload")
-        site.rules("alice", rules(site=False)[0])
-        yield site
-    finally:
-        CONFIGURATION.unlink()
-        site.run("postconf", "-X", *settings)
-        site.postfix("reload")
-        again(site, "")
-
-
-def again(site: Site, site_rules: str) -> None:
-    """Start the services that read the configuration again, with these site rules."""
-    site.site_rules(site_rules)  # starts the milter
-    site.stop_service("monitor")
-    site.start_service("monitor")
+    with site.configured(SETTINGS, "monitor"):
+        try:
+            site.site_rules(rules(site=True)[0])  # starts the milter
+            site.postconf(**settings)
+            site.postfix("reload")
+            site.rules("alice", rules(site=False)[0])
+            yield site
+        finally:
+            site.run("postconf", "-X", *settings)
+            site.postfix("reload")
+    site.site_rules("")
 
 
 def send(site: Site) -> None:

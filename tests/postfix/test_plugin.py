@@ -26,24 +26,19 @@ SKIPPED = {"rules/apps/blog/test_blog.py::test_a_question_is_answered_once": "cl
 @pytest.fixture
 def mailhost(site: Site) -> Iterator[Site]:
     """The host as milterapp-script(7) wants it for such tests."""
-    configuration, before = Path("/etc/milterapp/milterapp.yaml"), site.run("postconf", *SINK)
-    configuration.write_text(BOUNDS)
-    for name in ACCOUNTS:
-        site.run("useradd", "--create-home", "--user-group", name)
-    site.postconf(**SINK)
-    site.postfix("reload")
-    for service in ("submit", "monitor"):
-        site.stop_service(service)
-        site.start_service(service)
-    yield site
-    configuration.unlink()
-    site.run("postconf", "-e", *before.splitlines())
-    site.postfix("reload")
-    for service in ("submit", "monitor"):
-        site.stop_service(service)
-        site.start_service(service)
-    for name in ACCOUNTS:
-        subprocess.run(["userdel", "--remove", "--force", name], check=False, capture_output=True)
+    before = site.run("postconf", *SINK)
+    try:
+        for name in ACCOUNTS:
+            site.run("useradd", "--create-home", "--user-group", name)
+        site.postconf(**SINK)
+        site.postfix("reload")
+        with site.configured(BOUNDS, "submit", "monitor"):
+            yield site
+    finally:
+        site.run("postconf", "-e", *before.splitlines())
+        site.postfix("reload")
+        for name in ACCOUNTS:
+            subprocess.run(["userdel", "--remove", "--force", name], check=False, capture_output=True)
 
 
 def outcomes(*arguments: str) -> tuple[dict[str, str], str]:

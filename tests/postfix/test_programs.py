@@ -50,15 +50,8 @@ def allowing(host: Site) -> Iterator[Site]:
     for name, text in (("spool", SPOOL), ("bad", BAD), ("bomb", BOMB)):
         (BIN / name).write_text(text)
         (BIN / name).chmod(0o755)
-    CONFIGURATION.write_text(PROGRAMS)
-    host.stop_service("monitor")
-    host.start_service("monitor")
-    try:
+    with host.configured(PROGRAMS, "monitor"):
         yield host
-    finally:
-        CONFIGURATION.unlink()
-        host.stop_service("monitor")
-        host.start_service("monitor")
 
 
 @pytest.fixture

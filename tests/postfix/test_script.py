@@ -296,23 +296,16 @@ def test_error_answers_whoever_met_a_failure(site: Site) -> None:
 
 def test_lists_of_the_site(site: Site) -> None:
     """A script asks a list of the site's, and a change of it counts from the next message on."""
-    configuration, before = Path("/etc/milterapp/milterapp.yaml"), Path("/etc/milterapp/before.yaml")
+    before = Path("/etc/milterapp/before.yaml")
     listed = "lists:\n  partners: [{}]\nrules:\n  - name: none\n    if: {{subject: never}}\n    then: stop\n"
     application(site, "def main(mail):\n    mail.file('In' if mail.sender in site['partners'] else 'Out')\n")
     script = Path("/home/bob/.milterapp/news/news.py")
     script.write_text("from milterapp.script import site\n" + script.read_text())
-    try:
-        configuration.write_text(f"delivery:\n  rules_before: {before}\n")
-        site.stop_service("monitor")
-        site.start_service("monitor")
+    with site.configured(f"delivery:\n  rules_before: {before}\n", "monitor"):
         for change in (".home.example", "ann@home.example, somebody@home.example"):
             before.write_text(listed.format(change))
             send(site, "bob+news@example.org", change)
             site.settle()
-    finally:
-        configuration.unlink()
-        before.unlink()
-        site.stop_service("monitor")
-        site.start_service("monitor")
+    before.unlink()
     found = {name: [header(one, "Subject")[0] for one in mails] for name, mails in site.folders("bob").items()}
     assert found == {"In": [".home.example"], "Out": ["ann@home.example, somebody@home.example"]}
