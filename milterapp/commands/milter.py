@@ -103,7 +103,7 @@ def _serve(
     settings: MilterSettings, limits: Limits, delimiter: str, authserv_ids: tuple[str, ...], spawner: str
 ) -> int:
     """Load the rules and serve. spawner: the socket of what runs the site's scripts. Raises Failure."""
-    from milterapp.delivery.spawned import SiteScripts
+    from milterapp.delivery.spawner_client import SiteScripts
     from milterapp.milter.entry import Trust
     from milterapp.milter.listening import Busy
     from milterapp.milter.site_rules import read_site_rules
