@@ -6,12 +6,12 @@ Must never: take rules that somebody but root and the milter's account could hav
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from milterapp.mail.limits import DEFAULT, Limits
 from milterapp.milter.apply import CAN
+from milterapp.milter.site_files import contents
 from milterapp.milter.site_scripts import Examine, examined, read_script
 from milterapp.rules.actions_edits import TransportBy
 from milterapp.rules.beside import run_tests
@@ -92,15 +92,7 @@ def _unknown_transports(policy: Policy, transports: Collection[str]) -> Iterator
 def _read(path: str) -> bytes:
     """Return what a file holds. Raises OSError, also for one that others could have written."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is no plain file")
-        if found.st_uid not in (0, os.geteuid()):
-            raise OSError(f"{path} belongs to uid {found.st_uid}, expected: chown root")
-        if found.st_mode & 0o022:
-            raise OSError(f"{path} can be written by others, expected: chmod go-w")
-        source = file.read(_MOST + 1)
-    if len(source) > _MOST:
-        raise OSError(f"{path} is larger than {_MOST} bytes")
-    return source
+    try:
+        return contents(descriptor, path, _MOST)
+    finally:
+        os.close(descriptor)

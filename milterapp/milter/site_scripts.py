@@ -6,12 +6,12 @@ Must never: run one here, or read one that somebody but root and the milter's ac
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from milterapp.mail.envelope import Envelope
+from milterapp.milter.site_files import check, contents
 from milterapp.rules.problem import Place, Problem
 from milterapp.rules.truth import Value
 
@@ -51,19 +51,7 @@ def read_script(folder: str, script: str) -> bytes:
     and for a link.
     """
     with _open_below(folder, script) as descriptor:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{script} is no plain file")
-        if found.st_nlink != 1:
-            raise OSError(f"{script} has a second name (hard link), expected one")
-        _check(found, script)
-        parts, size = [], 0
-        while size <= _MOST and (piece := os.read(descriptor, _MOST + 1 - size)):
-            parts.append(piece)
-            size += len(piece)
-        if size > _MOST:
-            raise OSError(f"{script} is larger than {_MOST} bytes")
-        return b"".join(parts)
+        return contents(descriptor, script, _MOST, single=True)
 
 
 @contextmanager
@@ -72,12 +60,12 @@ def _open_below(folder: str, path: str) -> Iterator[int]:
     *names, last = path.split("/")
     here = os.open(folder or ".", _FOLDER)
     try:
-        _check(os.fstat(here), folder or ".")
+        check(os.fstat(here), folder or ".")
         for name in names:
             there = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
             os.close(here)
             here = there
-            _check(os.fstat(here), f"the folder {name}")
+            check(os.fstat(here), f"the folder {name}")
         file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
     finally:
         os.close(here)
@@ -85,10 +73,3 @@ def _open_below(folder: str, path: str) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
-
-
-def _check(found: os.stat_result, name: str) -> None:
-    if found.st_uid not in (0, os.geteuid()):
-        raise OSError(f"{name} belongs to uid {found.st_uid}, expected: chown root")
-    if found.st_mode & 0o022:
-        raise OSError(f"{name} can be written by others, expected: chmod go-w")
