@@ -99,17 +99,21 @@ def test_every_folder_is_a_room() -> None:
     assert found == set(ROOMS)
 
 
-def test_pymilter_has_one_importer() -> None:
-    """Only milter/session.py knows libmilter."""
+def test_the_milter_protocol_has_two_importers() -> None:
+    """Only session.py, and serving.py for a packet of its own, know the milter protocol; nobody has libmilter."""
     importers = {
-        str(path.relative_to(PACKAGE)) for path in modules() for _, name in imported(path) if name.partition(".")[0] in
-        ("Milter", "milter")
-    }  # fmt: skip
-    assert importers == {"milter/session.py"}
+        str(path.relative_to(PACKAGE)): {
+            one for _, one in imported(path) if one.partition(".")[0] in ("Milter", "milter")
+        }
+        for path in modules()
+        for _, name in imported(path)
+        if name.startswith(("milterapp.milter.protocol", "Milter", "milter.")) or name == "milter"
+    }
+    assert importers == {"milter/session.py": set(), "milter/serving.py": set()}
 
 
 def test_only_the_supervisor_forks() -> None:
-    """Workers are threaded, by libmilter: of the in-line edge the supervisor alone forks, and nobody runs a program."""
+    """Workers are threaded: of the in-line edge the supervisor alone forks, and nobody runs a program."""
     forking = set()
     for path in (PACKAGE / "milter").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

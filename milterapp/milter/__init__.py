@@ -1,4 +1,4 @@
-"""The in-line edge: supervisor, session (the only importer of pymilter), applying a decision.
+"""The in-line edge: supervisor, workers, the protocol, applying a decision.
 
-Must never: fork from a worker (they are threaded), reach the monitor, or let a text of pymilter reach a client.
+Must never: fork from a worker (they are threaded), reach the monitor, or let a text that is not ours reach a client.
 """

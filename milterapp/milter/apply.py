@@ -1,4 +1,4 @@
-"""From a Decision to the calls of libmilter that carry it out at the end of a message.
+"""From a Decision to the edits of the milter protocol that carry it out at the end of a message.
 
 Must never: let a line end, a NUL or a byte that is no ASCII into a call but the body's, begin before every call has
 been checked, or edit a message that is refused.
@@ -53,7 +53,7 @@ _NOT_TAKEN = (Verdict.REJECT, Verdict.DEFER)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call on libmilter's context: the method's name and its arguments."""
+    """One edit, by the name of libmilter's call and its arguments."""
 
     method: str
     arguments: tuple[object, ...]

@@ -1,6 +1,6 @@
 """Time: how long a step may take, and telling the mail server that the end of a message takes longer.
 
-Must never: call libmilter for a context whose callback has ended, or while that callback answers.
+Must never: write to a connection whose message has its answer, or while it gets it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Collector:
         self.hit = ""
 
     def field(self, name: bytes, value: bytes) -> None:
-        """Take one header field; value as libmilter gives it, folded with LF, with or without its leading blank."""
+        """Take one header field; value as it was sent, folded with LF, with or without its leading blank."""
         if self.hit:
             return
         self.size += len(name) + len(value) + 3

@@ -1,6 +1,6 @@
 """One SMTP connection as the milter sees it: what was said so far, what the rules make of it, what is answered.
 
-Must never: import pymilter (session does), keep anything of one message for the next, refuse a recipient of a message
+Must never: know the protocol (session does), keep anything of one message for the next, refuse a recipient of a message
 that did not come over SMTP, or let an exception decide.
 
 `discard` is said at DATA at the earliest, the first step that knows the queue id, and `accept` at the end of the
@@ -37,7 +37,7 @@ __all__ = ["CONTINUE", "Context", "Conversation", "Said", "Say"]
 
 
 class Say(Enum):
-    """What libmilter can be told. ACCEPT and DISCARD are for the whole message."""
+    """What a mail server can be told. ACCEPT and DISCARD are for the whole message."""
 
     CONTINUE = "continue"
     ACCEPT = "accept"
@@ -134,16 +134,11 @@ class Conversation:
         self._suspects = self.context.trust.suspects(client)
         return self._hear("connect", self.site.connect(client, client_name, local))
 
-    def helo(self, name: str, *, unheard: bool = False) -> Said:
-        """Take HELO or EHLO, which may come more than once. unheard: what is said now reaches nobody, keep it."""
+    def helo(self, name: str) -> Said:
+        """Take HELO or EHLO, which may come more than once."""
         self.helo_name = name
         self._lasting.pop("helo", None)
-        return self._hear("helo", self.site.helo(name), unheard=unheard)
-
-    @property
-    def awaits_helo(self) -> bool:
-        """Tell whether HELO may come next."""
-        return not self._in_mail or self._final is not None
+        return self._hear("helo", self.site.helo(name))
 
     def mail(self, sender: str, login: str, *, tls: bool) -> Said:
         """Begin a message, whatever became of the one before."""
@@ -269,7 +264,7 @@ class Conversation:
 
     # -- the answers ---------------------------------------------------------------------------------------------------
 
-    def _hear(self, step: Step, answer: Answer, *, unheard: bool = False) -> Said:
+    def _hear(self, step: Step, answer: Answer) -> Said:
         """Refuse where the rules refuse; every other answer waits for DATA or later."""
         if answer.could_not_tell:
             return self._untold(step, answer)
@@ -278,7 +273,7 @@ class Conversation:
         said = Said(_REFUSALS[answer.verdict], answer.reply)
         if not self._in_mail:
             self._lasting[step] = said
-        return CONTINUE if unheard else self._say(step, said)
+        return self._say(step, said)
 
     def _conclude(self, step: Step) -> Said:
         """Say what the decision is, now that nothing can change it."""

@@ -14,7 +14,7 @@ import socket
 import stat
 from types import TracebackType
 
-from milterapp.milter import session
+from milterapp.milter.serving import LOOK, timeout
 
 __all__ = ["Busy", "Listening"]
 
@@ -25,7 +25,7 @@ _MODE = 0o660
 def _is_orphan(probe: socket.socket) -> bool:
     """Tell whether what listens at the other end is left of a supervisor of ours that was killed.
 
-    Its workers take nobody new, but for seconds libmilter may still hold the socket in poll(2).
+    Its workers take nobody new, but for a moment one of them may still wait in accept(2).
     """
     pid, uid, _ = array.array("i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return uid == os.geteuid() and not os.path.exists(f"/proc/{pid}")
@@ -36,13 +36,12 @@ class Busy(Exception):  # noqa: N818 - it is no error of ours
 
 
 class Listening:
-    """The listening socket of libmilter, as this process and those it forks hold it.
+    """The listening socket, as this process and those it forks hold it.
 
     path: of the socket file; group: whose members may connect. Where the directory has the set-group-id bit the file
     gets its group from there, else we must be a member. Raises OSError, KeyError (no such group) and Busy.
 
-    descriptor: libmilter's own. parked: another listening socket, without a name, that takes its place in a worker that
-    is to accept nobody any more (`stop`).
+    socket: it blocks, for as long as threads of a worker may take to see that they are to stop.
     """
 
     def __init__(self, path: str, group: str) -> None:
@@ -61,10 +60,11 @@ class Listening:
         try:
             os.fchdir(self._lock)
             self._remove_stale()
-            self.parked = self._park()
-            session.open_socket(self.name, _BACKLOG)
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout(LOOK))
+            self.socket.bind(self.name)
+            self.socket.listen(_BACKLOG)
             self._give_to(gid, group)
-            self.descriptor = self._find()
         except BaseException:
             os.close(self._lock)
             raise
@@ -72,8 +72,6 @@ class Listening:
             os.umask(umask)
             os.fchdir(before)
             os.close(before)
-        # Workers share it: the one that comes too late to a connection must not block in accept(2).
-        os.set_blocking(self.descriptor, False)
 
     def _remove_stale(self) -> None:
         try:
@@ -96,15 +94,6 @@ class Listening:
             return
         raise Busy(f"{self.path}: somebody else listens there")
 
-    def _park(self) -> socket.socket:
-        name = f".{self.name}.{os.getpid()}"
-        parked = socket.socket(socket.AF_UNIX)
-        parked.bind(name)
-        os.unlink(name)
-        parked.listen(1)
-        parked.setblocking(False)  # noqa: FBT003 - the name of the method says it
-        return parked
-
     def _give_to(self, gid: int, group: str) -> None:
         found = os.stat(self.name, follow_symlinks=False)
         if gid not in (-1, found.st_gid):
@@ -118,20 +107,6 @@ class Listening:
                 ) from None
         os.chmod(self.name, _MODE)
 
-    def _find(self) -> int:
-        """Return the descriptor that libmilter listens on; it does not tell."""
-        for entry in os.listdir("/proc/self/fd"):
-            descriptor = int(entry)
-            try:
-                if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                    continue
-                with socket.socket(fileno=os.dup(descriptor)) as one:
-                    if one.family == socket.AF_UNIX and one.getsockname() == self.name:
-                        return descriptor
-            except OSError:
-                continue
-        raise OSError(errno.ENOTSOCK, "libmilter listens on no descriptor of ours", self.path)
-
     def released(self) -> None:
         """In a worker, after the fork: let go of the lock, which is the supervisor's."""
         os.close(self._lock)
@@ -142,11 +117,7 @@ class Listening:
             os.unlink(self.name, dir_fd=self._lock)
         except OSError:
             pass  # gone already
-        self.stop()
-
-    def stop(self) -> None:
-        """In a worker: accept nobody any more; those who wait, and those who come, are other workers'."""
-        os.dup2(self.parked.fileno(), self.descriptor, inheritable=False)
+        self.socket.close()
 
     def __enter__(self) -> Listening:
         return self

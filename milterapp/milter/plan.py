@@ -13,7 +13,7 @@ from milterapp.rules.policy import Policy
 
 __all__ = ["MACROS", "Plan", "Step", "plan_for"]
 
-Step = str  # connect, helo, mail, rcpt, data, header, eoh, body; the names of libmilter's callbacks
+Step = str  # connect, helo, mail, rcpt, data, header, eoh, body; as protocol.STEPS has them
 
 # By step, the macros that are asked for. `i` is the queue id: at connect, of Postfix only cleanup(8) knows it, and then
 # the message comes from sendmail(1) or the queue, where no recipient can be refused. Sendmail always knows it; `v`, the

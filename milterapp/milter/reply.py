@@ -1,6 +1,6 @@
-"""The text of a refusal as SMTP and libmilter carry it (RFC 5321 section 4.2, smfi_setmlreply).
+"""The text of a refusal as SMTP and the milter protocol carry it (RFC 5321 section 4.2, smfi_setmlreply).
 
-Must never: let a text through that libmilter or Postfix would refuse; then milter_default_action speaks.
+Must never: let a text through that Postfix would refuse; then milter_default_action speaks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from milterapp.rules.decision import Reply, Verdict
 
 __all__ = ["FAULT", "WireReply", "wire_reply"]
 
-_LINES = 20  # libmilter takes 32
+_LINES = 20  # libmilter would take 32
 _LINE = 400  # bytes of a line before `%` is doubled; RFC 5321 section 4.5.3.1.5 allows 512 with code and status
 _STATUS = re.compile(r"[45]\.\d{1,3}\.\d{1,3}\Z", re.ASCII)
 
@@ -27,7 +27,7 @@ FAULT = Reply(451, "4.3.0", "The mail filter could not decide, please try again 
 
 @dataclass(frozen=True, slots=True)
 class WireReply:
-    """What setreply takes: code and enhanced status as text, lines of printable ASCII with `%` doubled."""
+    """What protocol.refusal takes: code and enhanced status as text, lines of printable ASCII with `%` doubled."""
 
     code: str
     status: str

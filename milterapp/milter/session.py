@@ -1,148 +1,299 @@
-"""The milter protocol, through pymilter: callbacks become steps of a Conversation, its answers become libmilter's.
+"""One connection of a mail server: packets become steps of a Conversation, its answers become packets.
 
-Must never: decide anything; let an exception, or a text that is not ours, reach the client; fork (it runs in threads
-that libmilter made); keep a reference to a libmilter context beyond its callback.
-
-The C module `milter` is used as it is: the Python package above it swallows what goes wrong in negotiation and cannot
-ask for macros. What the C module itself stumbles on (an 8-bit HELO cannot be decoded, and no callback is called)
-arrives in sys.excepthook, is noted there, and is answered at the next step.
-
-Debian builds libmilter with a pool of threads: one connection moves between threads, and a libmilter that is told to
-stop abandons its connections. What is kept for a connection is therefore kept in its Python thread state, which moves
-with it (threading.local), and a worker that ends stops listening by other means (worker.py).
+Must never: decide anything; let an exception, or a text that is not ours, reach the client; take what is out of order
+for a message; read, write or wait by itself.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
-from types import TracebackType
-from typing import Any
-
-import milter
+from typing import Any, ClassVar
 
 from milterapp import log
+from milterapp.milter import protocol
 from milterapp.milter.budget import Ticker
 from milterapp.milter.conversation import CONTINUE, Context, Conversation, Said, Say
 from milterapp.milter.counters import Counters
 from milterapp.milter.event import fields_of
 from milterapp.milter.plan import MACROS, Step
+from milterapp.milter.protocol import NEEDLESS, ONE_WAY, ProtocolError
 from milterapp.milter.reply import FAULT, wire_reply
 from milterapp.rules.decision import Reply, Verdict
 
-__all__ = ["open_socket", "serve"]
+__all__ = ["Ended", "Service", "Session"]
 
-_ACTIONS = (
-    milter.ADDHDRS
-    | milter.CHGHDRS
-    | milter.CHGBODY
-    | milter.CHGFROM
-    | milter.ADDRCPT
-    | milter.DELRCPT
-    | milter.QUARANTINE
-    | milter.SETSYMLIST
-)
-
-# By step: "do not send it", "I shall not reply to it", and where its macros belong.
-_BITS: dict[Step, tuple[int, int]] = {
-    "connect": (milter.P_NOCONNECT, milter.P_NR_CONN),
-    "helo": (milter.P_NOHELO, milter.P_NR_HELO),
-    "mail": (milter.P_NOMAIL, milter.P_NR_MAIL),
-    "rcpt": (milter.P_NORCPT, milter.P_NR_RCPT),
-    "data": (milter.P_NODATA, milter.P_NR_DATA),
-    "header": (milter.P_NOHDRS, milter.P_NR_HDR),
-    "eoh": (milter.P_NOEOH, milter.P_NR_EOH),
-    "body": (milter.P_NOBODY, milter.P_NR_BODY),
-    "unknown": (milter.P_NOUNKNOWN, milter.P_NR_UNKN),
+_PLAIN: Mapping[Say, bytes] = {
+    Say.CONTINUE: protocol.CONTINUE,
+    Say.ACCEPT: protocol.ACCEPT,
+    Say.DISCARD: protocol.DISCARD,
+    Say.SKIP: protocol.SKIP,
 }
-_MACRO_STAGES: dict[Step, int] = {
-    "connect": milter.M_CONNECT,
-    "helo": milter.M_HELO,
-    "mail": milter.M_ENVFROM,
-    "rcpt": milter.M_ENVRCPT,
-    "data": milter.M_DATA,
-    "eoh": milter.M_EOH,
-    "eom": milter.M_EOM,
-}
-_CODES: dict[Say, int] = {
-    Say.CONTINUE: milter.CONTINUE,
-    Say.ACCEPT: milter.ACCEPT,
-    Say.REJECT: milter.REJECT,
-    Say.DEFER: milter.TEMPFAIL,
-    Say.DISCARD: milter.DISCARD,
-    Say.SKIP: milter.SKIP,
-}
-_GO_ON: int = milter.CONTINUE
-_UNANSWERED: int = milter.NOREPLY
-_LATER: int = milter.TEMPFAIL
-_CLOSE: int = milter.REJECT
-_VERDICTS = {Say.REJECT: Verdict.REJECT, Say.DEFER: Verdict.DEFER}
-_SENDMAIL = re.compile(r"8\.[0-9]+\.[0-9]")  # how its version begins; Postfix's begins with its name
-_KNOWN_NAMELESS = ("", "unknown")
-
-_log = log.get("milter")
-_ticker = Ticker()
-_here = threading.local()  # .session: the connection whose callback runs
+_VERDICTS: Mapping[Say, Verdict] = {Say.REJECT: Verdict.REJECT, Say.DEFER: Verdict.DEFER}
+_OF_A_MESSAGE = frozenset(("rcpt", "data", "header", "eoh", "body", "eom"))
+_SENDMAIL = re.compile(rb"8\.[0-9]+\.[0-9]")  # how its version begins; Postfix's begins with its name
+_NAMELESS = ("", "unknown")
 
 
-class _Shared:
-    """What every connection of this process is served with; set once, before the first of them."""
+class Ended(Exception):  # noqa: N818 - it is no error
+    """The mail server has said that it is done with this connection."""
+
+
+@dataclass(slots=True)
+class Service:
+    """What every connection of a process is served with."""
 
     context: Context
     counters: Counters | None = None
-    log = _log  # bound to its service once, when it is known how to log
-    protocol = 0  # what was agreed on last: for a server that changes connections without negotiating again
+    ticker: Ticker = field(default_factory=Ticker)
+    log: Any = field(default_factory=lambda: log.get("milter").bind())
 
 
 class Session:
-    """One connection: its conversation, what was negotiated, the time it took."""
+    """One connection: its conversation, what was agreed on, its macros, the time it took.
 
-    __slots__ = ("conversation", "protocol", "spent", "to_field")
+    progress: says at once that the end of a message is worked on.
+    """
 
-    def __init__(self, protocol: int) -> None:
-        answers = frozenset(
-            step for step in _Shared.context.plan.answers if not protocol & (_BITS[step][0] | _BITS[step][1])
-        )
-        self.protocol = protocol
-        self.to_field = _UNANSWERED if protocol & milter.P_NR_HDR else _GO_ON  # what a header field is answered
-        self.spent: dict[Step, float] = {}
+    __slots__ = (
+        "_agreed", "_fresh", "_macros", "_mail_macros", "_next", "_open", "_service", "_spent", "_steps", "_to_field",
+        "conversation", "progress",
+    )  # fmt: skip
+
+    def __init__(self, service: Service, progress: Callable[[], object]) -> None:
+        self._service = service
+        self.progress = progress
+        self._agreed = False
+        self._next = False  # one connection is over, another may begin, with or without an offer
+        self._begin(0)
+
+    def _begin(self, steps: int) -> None:
+        self._steps = steps
+        self._open = False  # a message is
+        self._macros: dict[bytes, bytes] = {}
+        self._mail_macros: dict[bytes, bytes] = {}
+        self._fresh = False  # its macros came before MAIL itself
+        self._spent: dict[Step, float] = {}
+        self._to_field = b"" if steps & ONE_WAY["header"] else protocol.CONTINUE
+        context = self._service.context
         self.conversation = Conversation(
-            _Shared.context,
-            answers,
-            blank=" " if protocol & milter.P_HDR_LEADSPC else "",
+            context,
+            frozenset(step for step in context.plan.answers if not steps & (NEEDLESS[step] | ONE_WAY[step])),
+            blank=" " if steps & protocol.LEADING_BLANK else "",
         )
 
-    def answer(self, ctx: Any, step: Step, said: Said) -> int:
-        """Return the code for libmilter, after what has to be said or done first."""
-        if step in _BITS and self.protocol & _BITS[step][1]:
-            return _UNANSWERED
-        if said.say is Say.SKIP and not self.protocol & milter.P_SKIP:
-            return _GO_ON
-        if said.say in _VERDICTS:
-            _set_reply(ctx, _VERDICTS[said.say], said.reply)
-        for call in said.calls:
-            getattr(ctx, call.method)(*call.arguments)
-        return _CODES[said.say]
+    def take(self, code: int, data: bytes) -> bytes:
+        """Take one packet and return what is to be sent, b"" for nothing.
 
-    def tell(self) -> None:
+        Raises ProtocolError where the connection is to be closed, Ended where it is over.
+        """
+        step = protocol.STEPS.get(code)
+        if step == "header" and self._open:
+            return self._header(data)
+        if step == "macros":
+            self._keep(data)
+            return b""
+        if step == "negotiate":
+            return self._negotiate(data)
+        if step == "close":
+            raise Ended
+        if step is None or not self._agreed or (step in _OF_A_MESSAGE and not self._open):
+            raise ProtocolError(f"packet {code:#x} is out of place")
+        return self._step(step, data)
+
+    def _step(self, step: Step, data: bytes) -> bytes:
+        """Have a step answered: timed, logged, and nothing but ProtocolError raised."""
+        begun = perf_counter()
+        try:
+            said = self._takers[step](self, data)
+            took = perf_counter() - begun
+            self._spent[step] = self._spent.get(step, 0.0) + took
+            late = self._service.context.budget.exceeded(step, took)
+            answer = self._answer(step, self.conversation.late(step, late, said) if late else said)
+            if self.conversation.happened:
+                self._tell()
+        except ProtocolError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client hears on_error's words
+            return self._fault(step, error)
+        return answer
+
+    def end(self) -> None:
+        """Take the end of the connection, however it came."""
+        try:
+            self.conversation.end()
+            self._tell()
+        except Exception:
+            self._service.log.exception("fault", step="close", queue_id=self.conversation.queue_id or "NOQUEUE")
+
+    # -- what is answered ----------------------------------------------------------------------------------------------
+
+    def _answer(self, step: Step, said: Said) -> bytes:
+        """Return what carries an answer, the edits before it; all of it is made before any of it is sent."""
+        if step in ("abort", "next") or self._steps & ONE_WAY.get(step, 0):
+            return b""
+        if said.say in _VERDICTS:
+            return _refusal(_VERDICTS[said.say], said.reply)
+        plain = _PLAIN[said.say]
+        if said.say is Say.SKIP and not self._steps & protocol.SKIPS:
+            plain = protocol.CONTINUE
+        if not said.calls:
+            return plain
+        return b"".join([protocol.edit(call.method, call.arguments) for call in said.calls]) + plain
+
+    def _fault(self, step: Step, error: Exception) -> bytes:
+        """Log a fault of ours and answer it as on_error says; after it, even a fault of that is a temporary refusal."""
+        try:
+            queue_id = self.conversation.queue_id or "NOQUEUE"
+            self._service.log.exception("fault", step=step, queue_id=queue_id, exc_info=error)
+            said = self.conversation.fault(step, error)
+            self._tell()
+            return self._answer(step, said)
+        except Exception:
+            self._service.log.exception("fault in a fault", step=step)
+            return self._answer(step, Said(Say.DEFER, FAULT))
+
+    def _tell(self) -> None:
         """Log what happened."""
         happened = self.conversation.happened
+        service = self._service
         while happened:
             one = happened.pop(0)
-            observers = _Shared.context.plan.observers
-            if _Shared.counters is not None:
-                _Shared.counters.add(one, sum(self.spent.values()), observers)
-            fields = fields_of(one, observers, {step: spent * 1000 for step, spent in self.spent.items()})
-            (_Shared.log.error if one.fault else _Shared.log.info)("message", **fields)
-            self.spent = {}
+            observers = service.context.plan.observers
+            if service.counters is not None:
+                service.counters.add(one, sum(self._spent.values()), observers)
+            fields = fields_of(one, observers, {step: spent * 1000 for step, spent in self._spent.items()})
+            (service.log.error if one.fault else service.log.info)("message", **fields)
+            self._spent = {}
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    def _negotiate(self, data: bytes) -> bytes:
+        """Agree on steps, replies, edits and macros."""
+        if self._agreed and not self._next:
+            raise ProtocolError("a second offer")
+        offer = protocol.offer_of(data)
+        plan = self._service.context.plan
+        wanted = protocol.SKIPS | protocol.LEADING_BLANK
+        for step, needless in NEEDLESS.items():
+            if step not in plan.steps:
+                wanted |= needless
+            elif step not in plan.answers:
+                wanted |= ONE_WAY[step]
+        self._begin(wanted & offer.steps)
+        self._agreed, self._next = True, False
+        macros = {step: names for step, names in MACROS.items() if step == "eom" or step in plan.steps}
+        return protocol.agreement(offer, wanted, macros)
+
+    def _keep(self, data: bytes) -> None:
+        """Keep macros: those of a message until the next one, those from before it as long as the connection."""
+        step, found = protocol.macros_of(data)
+        if step in ("connect", "helo"):
+            self._macros |= found
+        elif step == "mail":
+            self._mail_macros, self._fresh = found, True
+        elif step in _OF_A_MESSAGE:
+            self._mail_macros |= found
+
+    def _macro(self, name: bytes) -> str:
+        value = self._mail_macros.get(name)
+        return _text(self._macros.get(name, b"") if value is None else value)
+
+    def _connect(self, data: bytes) -> Said:
+        client = protocol.client_of(data)
+        self._next = False
+        # A queue id before there is a message: cleanup(8) feeds us what came without SMTP, unless this is Sendmail.
+        smtp = not self._macros.get(b"i") or _SENDMAIL.match(self._macros.get(b"v", b"")) is not None
+        local = not client.address or (not client.port and not smtp)
+        name = _text(client.name)
+        bare = "" if name in _NAMELESS or name.startswith("[") else name
+        return self.conversation.connect(
+            "" if local else bare, "" if local else client.address, local=local, smtp=smtp and bool(client.address)
+        )
+
+    def _helo(self, data: bytes) -> Said:
+        return self.conversation.helo(_text(protocol.strings(data, 1)[0]))
+
+    def _mail(self, data: bytes) -> Said:
+        sender = _text(protocol.strings(data, 1)[0])
+        if not self._fresh:
+            self._mail_macros = {}  # a login of the message before is not this one's
+        self._fresh, self._open = False, True
+        said = self.conversation.mail(_bare(sender), self._macro(b"auth_authen"), tls=bool(self._macro(b"tls_version")))
+        self._tell()
+        return said
+
+    def _rcpt(self, data: bytes) -> Said:
+        address = _bare(_text(protocol.strings(data, 1)[0]))
+        self.conversation.queue_id = self._macro(b"i")
+        return self.conversation.rcpt(address, f"<{address}>")
+
+    def _data(self, _data: bytes) -> Said:
+        self.conversation.queue_id = self._macro(b"i")
+        return self.conversation.data()
+
+    def _header(self, data: bytes) -> bytes:
+        """Take a field: most packets are this, which decides nothing and is not worth timing."""
+        name, found, value = data.partition(b"\0")
+        if not found or value[-1:] != b"\0":
+            raise ProtocolError("a header field without an end")
+        try:
+            self.conversation.field(name, value[:-1])
+        except Exception as error:  # noqa: BLE001 - as in every step
+            return self._fault("header", error)
+        return self._to_field
+
+    def _end_of_header(self, _data: bytes) -> Said:
+        self.conversation.queue_id = self._macro(b"i")
+        return self.conversation.end_of_header()
+
+    def _body(self, data: bytes) -> Said:
+        return self.conversation.body(data)
+
+    def _end_of_message(self, data: bytes) -> Said:
+        if data:
+            self.conversation.body(data)
+        self.conversation.queue_id = self._macro(b"i") or self.conversation.queue_id
+        self._open = False
+        with self._service.ticker.watching(self):
+            return self.conversation.end_of_message()
+
+    def _abort(self, _data: bytes) -> Said:
+        self._open = False
+        self.conversation.end()
+        return CONTINUE
+
+    def _over(self, _data: bytes) -> Said:
+        """End one connection; another begins on the same socket, which need not make an offer again."""
+        self.conversation.end()
+        self._tell()
+        self._begin(self._steps)
+        self._next = True
+        return CONTINUE
+
+    def _unknown(self, _data: bytes) -> Said:
+        return CONTINUE
+
+    _takers: ClassVar[Mapping[Step, Callable[[Session, bytes], Said]]] = {
+        "connect": _connect,
+        "helo": _helo,
+        "mail": _mail,
+        "rcpt": _rcpt,
+        "data": _data,
+        "eoh": _end_of_header,
+        "body": _body,
+        "eom": _end_of_message,
+        "abort": _abort,
+        "next": _over,
+        "unknown": _unknown,
+    }
 
 
-def _set_reply(ctx: Any, verdict: Verdict, reply: Reply | None) -> None:
+def _refusal(verdict: Verdict, reply: Reply | None) -> bytes:
     wire = wire_reply(verdict, reply)
-    ctx.setreply(wire.code, wire.status, *wire.lines)
+    return protocol.refusal(wire.code, wire.status, wire.lines)
 
 
 def _text(raw: bytes) -> str:
@@ -153,232 +304,5 @@ def _text(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def _macro(ctx: Any, name: str) -> str:
-    try:
-        return ctx.getsymval(name) or ""
-    except UnicodeDecodeError as error:
-        return _text(error.object)
-
-
-def _step(step: Step) -> Callable[[Callable[..., Said]], Callable[..., int]]:
-    """Make a callback of libmilter out of a function of (session, context, …): timed, logged, never raising."""
-
-    def decorate(function: Callable[..., Said]) -> Callable[..., int]:
-        def callback(ctx: Any, *arguments: Any) -> int:
-            begun = perf_counter()
-            session: Session | None = ctx.getpriv()
-            try:
-                if session is None:
-                    session = _adopt(ctx, _Shared.protocol)
-                said = function(session, ctx, *arguments)
-                took = perf_counter() - begun
-                session.spent[step] = session.spent.get(step, 0.0) + took
-                late = _Shared.context.budget.exceeded(step, took)
-                code = session.answer(ctx, step, session.conversation.late(step, late, said) if late else said)
-                if session.conversation.happened:
-                    session.tell()
-            except BaseException as error:  # noqa: BLE001 - above is libmilter, which would answer in its own words
-                return _fault(ctx, session, step, error)
-            return code
-
-        return callback
-
-    return decorate
-
-
-def _fault(ctx: Any, session: Session | None, step: Step, error: BaseException) -> int:
-    """Log a fault of ours and answer it as on_error says; after it, even a fault of that is a temporary refusal."""
-    try:
-        queue_id = session.conversation.queue_id if session else ""
-        _log.exception("fault", step=step, queue_id=queue_id or "NOQUEUE", exc_info=error)
-        if session is not None:
-            said = session.conversation.fault(step, error)
-            if session.conversation.happened:
-                session.tell()
-            return session.answer(ctx, step, said)
-        _set_reply(ctx, Verdict.DEFER, FAULT)
-    except BaseException:  # noqa: BLE001 - the same
-        _log.exception("fault in a fault", step=step)
-    return _LATER
-
-
-def _adopt(ctx: Any, protocol: int) -> Session:
-    session = Session(protocol)
-    ctx.setpriv(session)
-    _here.session = session
-    return session
-
-
-def _negotiate(ctx: Any, options: list[int]) -> int:
-    """Agree on steps, replies, edits and macros; options is changed in place."""
-    try:
-        plan = _Shared.context.plan
-        offered_actions, offered = options[0], options[1]
-        protocol = offered & (milter.P_SKIP | milter.P_HDR_LEADSPC)
-        for step, (unwanted, one_way) in _BITS.items():
-            if step not in plan.steps:
-                protocol |= offered & unwanted
-            elif step not in plan.answers:
-                protocol |= offered & one_way
-        if offered_actions & milter.SETSYMLIST:
-            for step, macros in MACROS.items():
-                if step == "eom" or step in plan.steps:
-                    _ask_macros(ctx, step, macros)
-        options[:] = [offered_actions & _ACTIONS, protocol, 0, 0]
-        _Shared.protocol = protocol
-        _adopt(ctx, protocol)
-    except BaseException:  # noqa: BLE001 - above is libmilter; it closes the connection, the server defers
-        _log.exception("fault", step="negotiate")
-        return _CLOSE
-    return _GO_ON
-
-
-def _ask_macros(ctx: Any, step: Step, macros: str) -> None:
-    try:
-        ctx.setsymlist(_MACRO_STAGES[step], macros)
-    except milter.error:
-        pass  # a second negotiation on one connection: they are asked for already
-
-
-@_step("connect")
-def _connect(session: Session, ctx: Any, name: str, _family: int, address: Any) -> Said:
-    host = address[0] if isinstance(address, tuple) else ""
-    port = address[1] if isinstance(address, tuple) else 0
-    # A queue id before there is a message: cleanup(8) feeds us what came without SMTP, unless this is Sendmail.
-    smtp = not _macro(ctx, "i") or _SENDMAIL.match(_macro(ctx, "v")) is not None
-    local = not host or (not port and not smtp)
-    bare = "" if name in _KNOWN_NAMELESS or name.startswith("[") else name
-    return session.conversation.connect(
-        "" if local else bare, "" if local else host, local=local, smtp=smtp and bool(host)
-    )
-
-
-@_step("helo")
-def _helo(session: Session, _ctx: Any, name: str) -> Said:
-    return session.conversation.helo(name)
-
-
-@_step("mail")
-def _mail(session: Session, ctx: Any, sender: bytes, *_parameters: bytes) -> Said:
-    login = _macro(ctx, "{auth_authen}")
-    tls = bool(_macro(ctx, "{tls_version}"))
-    said = session.conversation.mail(_bare(_text(sender)), login, tls=tls)
-    if session.conversation.happened:
-        session.tell()
-    return said
-
-
-@_step("rcpt")
-def _rcpt(session: Session, ctx: Any, recipient: bytes, *_parameters: bytes) -> Said:
-    session.conversation.queue_id = _macro(ctx, "i")
-    address = _bare(_text(recipient))
-    return session.conversation.rcpt(address, f"<{address}>")
-
-
-@_step("data")
-def _data(session: Session, ctx: Any) -> Said:
-    session.conversation.queue_id = _macro(ctx, "i")
-    return session.conversation.data()
-
-
-def _header(ctx: Any, name: str, value: bytes) -> int:
-    """Take a field: most callbacks are this one, which decides nothing and is not worth timing."""
-    session: Session | None = ctx.getpriv()
-    try:
-        if session is None:
-            session = _adopt(ctx, _Shared.protocol)
-        session.conversation.field(name.encode(), value)
-    except BaseException as error:  # noqa: BLE001 - as in every callback
-        return _fault(ctx, session, "header", error)
-    return session.to_field
-
-
-@_step("eoh")
-def _end_of_header(session: Session, ctx: Any) -> Said:
-    session.conversation.queue_id = _macro(ctx, "i")
-    return session.conversation.end_of_header()
-
-
-@_step("body")
-def _body(session: Session, _ctx: Any, chunk: bytes) -> Said:
-    return session.conversation.body(chunk)
-
-
-@_step("eom")
-def _end_of_message(session: Session, ctx: Any) -> Said:
-    session.conversation.queue_id = _macro(ctx, "i") or session.conversation.queue_id
-    with _ticker.watching(ctx):
-        return session.conversation.end_of_message()
-
-
-@_step("abort")
-def _abort(session: Session, _ctx: Any) -> Said:
-    session.conversation.end()
-    return CONTINUE
-
-
-@_step("close")
-def _close(session: Session, ctx: Any) -> Said:
-    session.conversation.end()
-    ctx.setpriv(None)
-    return CONTINUE
-
-
-@_step("unknown")
-def _unknown(_session: Session, _ctx: Any, _command: str) -> Said:
-    return CONTINUE
-
-
 def _bare(address: str) -> str:
     return address[1:-1] if address.startswith("<") and address.endswith(">") else address
-
-
-def _untrapped(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Take what the C module stumbled on before it called us. libmilter goes on; we answer at the next step."""
-    session: Session | None = getattr(_here, "session", None)
-    if session is None:
-        _log.exception("fault", step="libmilter", exc_info=(kind, error, trace))
-        return
-    conversation = session.conversation
-    if isinstance(error, UnicodeDecodeError) and conversation.awaits_helo:
-        conversation.helo(_text(error.object), unheard=True)
-        return
-    _log.exception(
-        "fault", step="libmilter", queue_id=conversation.queue_id or "NOQUEUE", exc_info=(kind, error, trace)
-    )
-    conversation.note_fault("libmilter", error)
-
-
-def open_socket(name: str, backlog: int) -> None:
-    """Listen on a unix socket: `name` in the current directory, so that libmilter, which removes its socket's name when
-    a worker stops, does not find it from the directory a worker lives in. Raises OSError.
-    """
-    milter.set_flags(_ACTIONS)
-    milter.set_exception_policy(milter.CONTINUE)  # see _untrapped
-    milter.set_connect_callback(_connect)
-    milter.set_helo_callback(_helo)
-    milter.set_envfrom_callback(_mail)
-    milter.set_envrcpt_callback(_rcpt)
-    milter.set_header_callback(_header)
-    milter.set_eoh_callback(_end_of_header)
-    milter.set_body_callback(_body)
-    milter.set_eom_callback(_end_of_message)
-    milter.set_abort_callback(_abort)
-    milter.set_close_callback(_close)
-    try:
-        milter.register("milterapp", data=_data, unknown=_unknown, negotiate=_negotiate)
-        milter.setconn(f"unix:{name}")
-        milter.setbacklog(backlog)
-        milter.opensocket(False)  # noqa: FBT003 - the name of a stale socket is Listening's to remove
-    except milter.error as error:
-        raise OSError(f"{name}: libmilter cannot listen: {error}") from error
-
-
-def serve(context: Context, counters: Counters | None = None) -> None:
-    """Serve connections until libmilter is stopped, which abandons those it has."""
-    _Shared.context = context
-    _Shared.counters = counters
-    _Shared.log = log.get("milter").bind()
-    sys.excepthook = _untrapped
-    _ticker.start()
-    milter.main()

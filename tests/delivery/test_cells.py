@@ -226,7 +226,7 @@ def test_the_spawner_parses_nothing() -> None:
 
 @pytest.mark.parametrize("path", sorted(MILTER.glob("*.py")), ids=lambda path: path.stem)
 def test_only_the_supervisor_forks(path: Path) -> None:
-    """Workers have libmilter's threads, and what they would fork could hang in a lock for ever."""
+    """Workers have threads, and what they would fork could hang in a lock for ever."""
     forking = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.popen", "fork"}
     names = {one for one in called(path) if one in forking or one.startswith(("subprocess.", "multiprocessing."))}
     assert names == ({"os.fork"} if path.stem == "supervisor" else set())

@@ -212,7 +212,7 @@ def test_nobody_left(verdicts: list[Verdict], envelope: tuple[EnvelopeEdit, ...]
 
 
 def test_recipient_that_cannot_be_named() -> None:
-    """A recipient that libmilter cannot take back is an error, not a recipient that stays."""
+    """A recipient that the mail server would not find is an error, not a recipient that stays."""
     decision = Decision(recipients=(RecipientDecision("b\u00e4@x", Verdict.DISCARD),))
     with pytest.raises(ValueError, match="no ASCII"):
         calls_for(decision, None, {"b\u00e4@x": "<b\u00e4@x>"})

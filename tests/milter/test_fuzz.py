@@ -69,8 +69,10 @@ def conversation(chance: random.Random) -> bytes:
 
 
 def macros(chance: random.Random) -> bytes:
-    """Return macros for a step that may be none; in pairs, as libmilter reads past the end of any other list."""
-    words = [chance.choice([b"i", b"{auth_authen}", b"", b"\xff", b"%", b"x" * 3000]) for _ in range(6)]
+    """Return macros for a step that may be none; in pairs or not."""
+    words = [
+        chance.choice([b"i", b"{auth_authen}", b"", b"\xff", b"%", b"x" * 3000]) for _ in range(chance.randrange(7))
+    ]
     return chance.choice(COMMANDS).encode("latin-1") + b"".join(word + b"\0" for word in words)
 
 
@@ -170,15 +172,35 @@ def test_two_negotiations(serve: Serve) -> None:
     assert service.status()["workers"] == [worker]
 
 
-def test_libmilter_dies(serve: Serve) -> None:
-    """What libmilter itself dies of (a list of macros that are no pairs) costs the connections of one worker."""
-    service = serve(RULES, milter={"workers": 2})
-    for _ in range(20):
-        throw(service, packet("O", OPTIONS) + packet("C", SANE["C"]) + packet("D", b"Rx\0") + packet("M", SANE["M"]))
-    service.wait(lambda: len(service.status()["workers"]) == 2, "the workers to be back")
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(packet("D", b"Rx\0"), id="a macro without a value, which libmilter dies of"),
+        pytest.param(packet("D", b"Ri\0" + b"4X"), id="a value without an end"),
+        pytest.param(packet("C", b"mail\0" + b"4"), id="a client cut short"),
+        pytest.param(packet("C", b"mail\0" + b"4" + b"\0\x19" + b"1.2.3\0"), id="an address that is none"),
+        pytest.param(packet("C", b"mail\0" + b"9"), id="a family that is none"),
+        pytest.param(packet("M", b""), id="no sender"),
+        pytest.param(packet("M", b"<a@example.net>"), id="a sender without an end"),
+        pytest.param(packet("R", SANE["R"]), id="a recipient before MAIL"),
+        pytest.param(packet("L", SANE["L"]), id="a field before MAIL"),
+        pytest.param(packet("E", b""), id="the end of no message"),
+        pytest.param(packet("M", SANE["M"]) + packet("L", b"Subject\0x"), id="a field without an end"),
+        pytest.param(packet("X", b""), id="a command that is none"),
+        pytest.param(packet("O", OPTIONS), id="a second offer"),
+    ],
+)
+def test_out_of_order(serve: Serve, raw: bytes) -> None:
+    """What no mail server says ends its connection, the log says why, and the worker goes on; no message was one."""
+    service = serve(RULES)
+    (worker,) = service.status()["workers"]
+    throw(service, packet("O", OPTIONS) + raw)
+    service.wait(lambda: service.events("protocol"), "the log to say it")
+    assert not service.events("message")
     peer = service.peer()
     peer.connect()
     assert peer.helo(b"evil").text == "550 5.7.1 no"
+    assert service.status()["workers"] == [worker]
 
 
 def test_new_connection_without_negotiation(serve: Serve) -> None:

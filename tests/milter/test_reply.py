@@ -38,7 +38,7 @@ def test_wire_reply(verdict: Verdict, reply: Reply | None, want: tuple[str, str,
 
 @given(st.integers(0, 999), st.text(max_size=9), st.text(max_size=6000), st.sampled_from([REJECT, DEFER]))
 def test_always_fit_to_send(code: int, status: str, text: str, verdict: Verdict) -> None:
-    """Whatever a rule makes of a message's values, libmilter and Postfix take the reply."""
+    """Whatever a rule makes of a message's values, milters may send the reply and Postfix takes it."""
     got = wire_reply(verdict, Reply(code, status, text))
     assert got.code[0] == got.status[0] == {REJECT: "5", DEFER: "4"}[verdict]
     assert 1 <= len(got.lines) <= 20

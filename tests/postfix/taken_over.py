@@ -187,7 +187,7 @@ def _capabilities() -> str:
 def milter(run: TakenOver) -> int:
     """Be the supervisor, and one of its workers."""
     from milterapp.commands import milter as command
-    from milterapp.milter import session
+    from milterapp.milter import serving
     from milterapp.milter.supervisor import Supervisor
 
     def serve(self: Supervisor, reading: int) -> None:
@@ -198,7 +198,7 @@ def milter(run: TakenOver) -> int:
                 break
             time.sleep(0.01)
 
-    session.serve = lambda *_: run.tell("worker")
+    serving.Server.start = lambda *_: run.tell("worker")  # type: ignore[method-assign]
     Supervisor._serve = serve  # type: ignore[method-assign]
     return command.main([run.settings])
 
