@@ -106,6 +106,8 @@ def _logfmt(value: object) -> str:
         return str(value)
     if isinstance(value, list) and all(isinstance(one, str) and not ("," in one or '"' in one) for one in value):
         text = ",".join(value)
+    elif isinstance(value, Mapping) and all(type(one) is float and key.isalnum() for key, one in value.items()):
+        text = "{" + ",".join([f'"{key}":{one!r}' for key, one in value.items()]) + "}"
     elif isinstance(value, (list, Mapping)):
         text = _JSON.encode(value)
     else:
@@ -130,15 +132,35 @@ class _Renderer:
             "event": event.pop("event", ""),
             **event,
         }
-        line = self.render(cast("Mapping[str, Any]", bounded(said)))
+        line = self.render(_wide(said))
         if len(line.encode("utf-8", "replace")) > _LINE:
             line = self.render(cast("Mapping[str, Any]", bounded(said, *_NARROW, depth=2)))
         return line
 
 
+def _wide(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what `bounded` makes of an event, with less ado for what is within the bounds already."""
+    text, members = _WIDE
+    if len(event) > members:
+        return cast("Mapping[str, Any]", bounded(event))
+    return {
+        key if len(key) <= text else key[:text]: (
+            value
+            if (kind := type(value)) in _PLAIN or (kind is str and len(value) <= text)
+            else bounded(value, text, members, _DEPTH - 1)
+        )
+        for key, value in event.items()
+    }
+
+
 def _now() -> str:
     now = time.time()
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03}Z"
+    return f"{_second(int(now))}.{int(now % 1 * 1000):03}Z"
+
+
+@lru_cache(1)
+def _second(now: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
 
 
 def _explain(exc_info: object) -> str:
