@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from milterapp.mail import words
 from milterapp.mail.limits import LimitHit, Limits
 
-__all__ = ["Field", "Header", "given", "join", "scan", "unfold"]
+__all__ = ["Field", "Header", "given", "join", "scan", "unfold", "values_of"]
 
 # A field is a line whose name is printable ASCII before the first blank or colon, with the lines folded onto it.
 # Possessive: a line that is no field is left at its first odd byte, and nothing is looked at twice. (A possessive group
@@ -21,6 +22,7 @@ _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)(?:\n|\Z
 _FROM_LINES = re.compile(rb"(?:>*+From [ \t]*+(?!:)[^\n]*+(?:\n|\Z))*")
 _FOLDED_LINES = re.compile(rb"(?:[ \t][^\n]*+\n)*")
 _BLANKS = (b" ", b"\t")
+_SHORT = 64  # bytes of a name that is worth keeping
 _BARE_CR = re.compile(rb"\r(?!\n|\Z)")
 
 
@@ -123,11 +125,36 @@ def scan(source: bytes, limits: Limits, start: int = 0, end: int | None = None) 
 def join(pairs: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
     """Return the message of fields given as (name, value) and a body, with the line ends that the values have."""
     line_end = b"\r\n" if any(b"\r\n" in value for _, value in pairs) else b"\n"
-    return b"".join([name + _colon(value) + value + line_end for name, value in pairs] + [line_end, body])
+    parts = [b"%b%b%b%b" % (name, b":" if value[:1] in _BLANKS else b": ", value, line_end) for name, value in pairs]
+    return b"".join([*parts, line_end, body])
 
 
-def _colon(value: bytes) -> bytes:
-    return b":" if value[:1] in _BLANKS else b": "
+def values_of(pairs: Sequence[tuple[bytes, bytes]], limits: Limits) -> dict[str, list[bytes]]:
+    """Return the values of fields given as (name, value), by name in lower case. Raises LimitHit as `given` does."""
+    found: dict[str, list[bytes]] = {}
+    size = 0
+    for name, value in pairs:
+        size += len(name) + len(value) + 4  # at most
+        lower = _lower(name) if len(name) < _SHORT else _decoded(name).lower()
+        if lower in found:
+            found[lower].append(value)
+        else:
+            found[lower] = [value]
+    if len(pairs) > limits.header_fields or size > limits.header_bytes:
+        given(join(pairs, b""), pairs, limits)  # which counts to the byte
+    return found
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("latin-1").rstrip(" \t")
+
+
+_name = lru_cache(1024)(_decoded)  # most names are the same in one message as in the next
+
+
+@lru_cache(1024)
+def _lower(name: bytes) -> str:
+    return _decoded(name).lower()
 
 
 def given(source: bytes, pairs: Sequence[tuple[bytes, bytes]], limits: Limits) -> Header:
@@ -144,7 +171,7 @@ def given(source: bytes, pairs: Sequence[tuple[bytes, bytes]], limits: Limits) -
         start = at + len(name) + 1
         stop = start + len(value) + (value[:1] not in _BLANKS)
         end = stop + line_end
-        found.append(Field(source, at, name.decode("latin-1").rstrip(" \t"), start, stop, end))
+        found.append(Field(source, at, _name(name) if len(name) < _SHORT else _decoded(name), start, stop, end))
         at = end
     if at > limits.header_bytes:
         raise LimitHit(f"a header of more than {limits.header_bytes} bytes")

@@ -7,12 +7,12 @@ question about the header.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from milterapp.mail import address, attachments, kinds, links, mime, text
+from milterapp.mail import address, attachments, kinds, links, mime, text, words
 from milterapp.mail.address import Address
 from milterapp.mail.attachments import Attachment
-from milterapp.mail.fields import Field, Header, given, join, scan
+from milterapp.mail.fields import Field, Header, given, join, scan, unfold, values_of
 from milterapp.mail.lazy import Lazy
 from milterapp.mail.limits import DEFAULT, LimitHit, Limits
 from milterapp.mail.mime import Part
@@ -45,7 +45,7 @@ class Mail:
     """
 
     def __init__(self, raw: bytes, limits: Limits = DEFAULT) -> None:
-        self.raw = raw
+        self.__dict__["raw"] = raw
         self.limits = limits
         self.complete = True
         self._given: Sequence[tuple[bytes, bytes]] | None = None
@@ -61,8 +61,10 @@ class Mail:
 
         Values may begin with the blank after the colon or without it, and be folded with LF or CRLF.
         """
-        mail = cls(join(fields, body or b""), limits)
-        mail.complete = body is not None
+        mail = cls(b"" if body is None else join(fields, body), limits)
+        if body is None:
+            del mail.__dict__["raw"]  # made when it is asked for: rules on a few fields do without
+            mail.complete = False
         mail._given = tuple(fields)
         return mail
 
@@ -73,11 +75,19 @@ class Mail:
         """
         whole = Mail(self.raw + body, self.limits)
         whole._given = self._given
-        whole.__dict__ |= {"_scanned": self._scanned, "_by_name": self._by_name}  # where Lazy keeps what it knows
+        whole.__dict__["_by_name"] = self._by_name  # where Lazy keeps what it knows
+        for known in ("_scanned", "_raw_values", "_values"):
+            if known in self.__dict__:
+                whole.__dict__[known] = self.__dict__[known]
         return whole
 
     def __repr__(self) -> str:
         return f"Mail({len(self.raw)} bytes)"
+
+    @Lazy
+    def raw(self) -> bytes:
+        """The message as it came."""
+        return join(self._given or (), b"")
 
     # The header
 
@@ -93,23 +103,52 @@ class Mail:
         return self._scanned.fields
 
     @Lazy
-    def _by_name(self) -> dict[str, list[Field]]:
+    def _by_name(self) -> Mapping[str, Sequence[bytes] | Sequence[Field]]:
+        """The values by name in lower case; where they were given, their places in the message are not looked for."""
+        if self._given is not None:
+            return values_of(self._given, self.limits)
         found: dict[str, list[Field]] = {}
         for field in self._scanned.fields:
             found.setdefault(field.name.lower(), []).append(field)
         return found
 
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the fields, in lower case, each once."""
+        return self._by_name.keys()
+
     def fields(self, name: str) -> tuple[Field, ...]:
         """Return every field of that name, in order; names compare without regard to case."""
-        return tuple(self._by_name.get(name.lower(), ()))
+        name = name.lower()
+        if name not in self._by_name:
+            return ()
+        return tuple(field for field in self._scanned.fields if field.name.lower() == name)
 
     def values(self, name: str) -> tuple[str, ...]:
         """Return every value of that name, decoded."""
-        return tuple(field.text for field in self._by_name.get(name.lower(), ()))
+        name = name.lower()
+        known = self._values.get(name)
+        if known is None:
+            known = self._values[name] = tuple([words.decode(one) for one in self.raw_values(name)])
+        return known
 
     def raw_values(self, name: str) -> tuple[str, ...]:
         """Return every value of that name, unfolded and not decoded."""
-        return tuple(field.raw_text for field in self._by_name.get(name.lower(), ()))
+        name = name.lower()
+        known = self._raw_values.get(name)
+        if known is None:
+            found = self._by_name.get(name, ())
+            known = tuple([words.unlabelled(unfold(one if isinstance(one, bytes) else one.value)) for one in found])
+            self._raw_values[name] = known
+        return known
+
+    @Lazy
+    def _values(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    @Lazy
+    def _raw_values(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     def addresses(self, *names: str) -> tuple[Address, ...]:
         """Return the addresses of every field of those names: groups flattened, names decoded."""
@@ -137,8 +176,7 @@ class Mail:
     @Lazy
     def subject(self) -> str | None:
         """The first Subject, decoded; None without one."""
-        fields = self._by_name.get("subject")
-        return fields[0].text if fields else None
+        return next(iter(self.values("subject")), None)
 
     @Lazy
     def list_ids(self) -> tuple[str, ...]:
@@ -152,11 +190,11 @@ class Mail:
     @Lazy
     def message_id(self) -> str | None:
         """The first Message-ID with its brackets, as it came where it has none; None without one."""
-        fields = self._by_name.get("message-id")
-        if not fields or not fields[0].raw_text:
+        text = next(iter(self.raw_values("message-id")), "")
+        if not text:
             return None
-        match = _MESSAGE_ID.search(fields[0].raw_text)
-        return match[0] if match else fields[0].raw_text
+        match = _MESSAGE_ID.search(text)
+        return match[0] if match else text
 
     @Lazy
     def references(self) -> tuple[str, ...]:

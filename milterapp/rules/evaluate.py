@@ -94,7 +94,7 @@ class Evaluation:
         found: set[int] = set()
         if source.by_name:
             try:
-                names = {one.name.lower() for one in self.facts.message.header}
+                names = self.facts.message.names
             except LimitHit:
                 return source.rules
             fields = [source.fields[name] for name in names if name in source.fields]
