@@ -5,6 +5,8 @@ Must never: hold more of a message than the limits allow, or forget that a limit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
 
@@ -23,17 +25,23 @@ class Collector:
         self.size = 0
         self.hit = ""
 
-    def field(self, name: bytes, value: bytes) -> None:
-        """Take one header field; value as it was sent, folded with LF, with or without its leading blank."""
+    def fields(self, some: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take header fields, each its name and its value as it was sent: folded with LF, with or without its leading
+        blank.
+        """
         if self.hit:
             return
-        self.size += len(name) + len(value) + 3
-        if len(self._fields) >= self._limits.header_fields:
-            self._stop(f"more than {self._limits.header_fields} header fields")
-        elif self.size > self._limits.header_bytes:
+        mine, most, size = self._fields, self._limits.header_fields, self.size
+        for name, value in some:
+            size += len(name) + len(value) + 3
+            mine.append((name, value.replace(b"\n", b"\r\n")))
+            if size > self._limits.header_bytes or len(mine) > most:
+                break
+        self.size = size
+        if len(mine) > most:
+            self._stop(f"more than {most} header fields")
+        elif size > self._limits.header_bytes:
             self._stop(f"a header of more than {self._limits.header_bytes} bytes")
-        else:
-            self._fields.append((name, value.replace(b"\n", b"\r\n")))
 
     def body(self, chunk: bytes) -> None:
         """Take the next piece of the body."""

@@ -11,6 +11,7 @@ may hold what no message may bring along. The body is not sent to us all the sam
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -56,6 +57,7 @@ class Said:
     calls: tuple[Call, ...] = ()
 
 
+_MUCH = 16 * 1024  # bytes to read, of which others notice that they are read
 CONTINUE = Said(Say.CONTINUE)
 _SKIP = Said(Say.SKIP)
 _GATES = frozenset({"eoh", "eom"})
@@ -84,11 +86,21 @@ class Context:
 class Conversation:
     """One connection. answers: the steps at which an answer can be given, the others are one-way.
 
+    slow: is called before what may take long: a memory or a script is asked, or much is read.
+
     Each step returns Said; `happened` collects what there is to log, the caller takes it away.
     """
 
-    def __init__(self, context: Context, answers: frozenset[Step], *, blank: str = " ") -> None:
+    def __init__(
+        self,
+        context: Context,
+        answers: frozenset[Step],
+        *,
+        blank: str = " ",
+        slow: Callable[[], object] = lambda: None,
+    ) -> None:
         self.context = context
+        self._slow = slow
         self.site = SiteSession(context.policy, delimiter=context.delimiter, answer=self._recall)
         self.happened: list[Happening] = []
         self.queue_id = ""
@@ -179,10 +191,10 @@ class Conversation:
             return self._conclude("data")
         return CONTINUE
 
-    def field(self, name: bytes, value: bytes) -> None:
-        """Take one header field. It is never answered."""
+    def fields(self, some: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take header fields, each its name and its value. They are never answered."""
         if self._in_mail:
-            self._collected.field(name, value)
+            self._collected.fields(some)
 
     def end_of_header(self) -> Said:
         """Take the end of the header."""
@@ -199,6 +211,8 @@ class Conversation:
 
     def _join(self) -> None:
         """Have the rules look at the header, which also makes one decision of those for single recipients."""
+        if self._collected.size > _MUCH:
+            self._slow()
         answer = self.site.headers(self._read_header())
         self._settled, self._waits = answer.settled, answer.pending or bool(self._entry)
         self._edits_body = answer.settled and answer.pending and edits_body(self.site.decision().edits)
@@ -233,6 +247,8 @@ class Conversation:
         if self._mail is None:
             self._join()
         if self.context.plan.body and (self._edits_body or not self._settled):
+            if self._collected.size > _MUCH:
+                self._slow()
             self._mail = self._collected.message(self._mail)
             self.site.body(self._mail)
         return self._conclude("eom")
@@ -243,7 +259,14 @@ class Conversation:
             self._log(self.site.decision(), self._fault)
         self._in_mail = False
 
+    def leave(self) -> None:
+        """Take the end of the connection, and let go of what was held of it, now and not when memory is swept."""
+        self.end()
+        self._clear()
+        self.site.reset()
+
     def _recall(self, need: Need) -> Value:
+        self._slow()
         if need.kind == "script":
             return self._scripted(need.key[0])
         self._token = self._token or uuid4().hex

@@ -31,13 +31,12 @@ NOTHING = Entry()
 
 def forbidden(mail: Mail, authserv_ids: Iterable[str]) -> Entry:
     """Return the fields to be taken away: X-Milterapp-*, and Authentication-Results of these ids (RFC 8601, 5)."""
-    header = mail.header
     forged = {number for one in authserv_ids for number in auth.foreign_or_forged(mail, one)}
-    if not forged and not any(field.name[: len(OURS)].lower() == OURS for field in header):
+    if not forged and not any(name.startswith(OURS) for name in mail.names):
         return NOTHING
     places, occurrences = [], []
     counts: dict[str, int] = {}
-    for place, field in enumerate(header):
+    for place, field in enumerate(mail.header):
         name = field.name.lower()
         counts[name] = counts.get(name, 0) + 1
         if name.startswith(OURS) or (name == auth.FIELD.lower() and counts[name] in forged):

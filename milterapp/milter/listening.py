@@ -14,8 +14,6 @@ import socket
 import stat
 from types import TracebackType
 
-from milterapp.milter.serving import LOOK, timeout
-
 __all__ = ["Busy", "Listening"]
 
 _BACKLOG = 512
@@ -25,7 +23,7 @@ _MODE = 0o660
 def _is_orphan(probe: socket.socket) -> bool:
     """Tell whether what listens at the other end is left of a supervisor of ours that was killed.
 
-    Its workers take nobody new, but for a moment one of them may still wait in accept(2).
+    Its workers take nobody new, but it is a moment until each of them has closed the socket.
     """
     pid, uid, _ = array.array("i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return uid == os.geteuid() and not os.path.exists(f"/proc/{pid}")
@@ -41,7 +39,7 @@ class Listening:
     path: of the socket file; group: whose members may connect. Where the directory has the set-group-id bit the file
     gets its group from there, else we must be a member. Raises OSError, KeyError (no such group) and Busy.
 
-    socket: it blocks, for as long as threads of a worker may take to see that they are to stop.
+    socket: it does not block, as one worker may come too late to a connection that another has taken.
     """
 
     def __init__(self, path: str, group: str) -> None:
@@ -61,7 +59,7 @@ class Listening:
             os.fchdir(self._lock)
             self._remove_stale()
             self.socket = socket.socket(socket.AF_UNIX)
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout(LOOK))
+            self.socket.setblocking(False)  # noqa: FBT003 - the name of the method says it
             self.socket.bind(self.name)
             self.socket.listen(_BACKLOG)
             self._give_to(gid, group)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 __all__ = [
     "ACCEPT", "ACTIONS", "CONTINUE", "DISCARD", "LEADING_BLANK", "MACRO_LISTS", "NEEDLESS", "ONE_WAY", "PROGRESS",
-    "SKIP", "SKIPS", "STEPS", "Client", "Offer", "ProtocolError", "agreement", "client_of", "edit", "macros_of",
-    "offer_of", "packet", "packets", "refusal", "strings",
+    "SKIP", "SKIPS", "STEPS", "Client", "Incoming", "Offer", "ProtocolError", "agreement", "client_of", "edit",
+    "macros_of", "offer_of", "packet", "refusal", "strings",
 ]  # fmt: skip
 
 _HEAD = struct.Struct("!I")
@@ -96,39 +96,47 @@ def packet(code: bytes, data: bytes = b"") -> bytes:
 CONTINUE, ACCEPT, DISCARD, SKIP, PROGRESS = (packet(code) for code in (b"c", b"a", b"d", b"s", b"p"))
 
 
-def packets(receive: Callable[[], bytes]) -> Iterator[list[tuple[int, bytes]]]:
-    """Give the packets that have come, as (code, data), a list of them whenever at least one is whole.
+class Incoming:
+    """What has come of packets, and is not whole yet."""
 
-    receive: returns the next bytes, b"" at the end. What it raises goes through. Raises ProtocolError.
-    """
-    pieces: list[bytes] = []
-    held, wanted = 0, _HEAD.size
-    while piece := receive():
-        pieces.append(piece)
-        held += len(piece)
-        if held < wanted:
-            continue
-        found, rest, wanted = _split(b"".join(pieces) if len(pieces) > 1 else piece)
-        pieces, held = [rest] if rest else [], len(rest)
-        if found:
-            yield found
+    __slots__ = ("_held", "_pieces", "_wanted")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._held, self._wanted = 0, _HEAD.size
+
+    def take(self, piece: bytes) -> list[tuple[int, bytes]]:
+        """Return the packets that are whole with this piece, as (code, data). Raises ProtocolError."""
+        self._held += len(piece)
+        if self._held < self._wanted:
+            self._pieces.append(piece)
+            return []
+        if self._pieces:
+            self._pieces.append(piece)
+            piece = b"".join(self._pieces)
+            self._pieces = []
+        found, at, self._wanted = _split(piece)
+        self._held = len(piece) - at
+        if self._held:
+            self._pieces.append(piece[at:])
+        return found
 
 
-def _split(buffer: bytes) -> tuple[list[tuple[int, bytes]], bytes, int]:
-    """Return whole packets, what is left, and how many bytes that must become before there is another."""
-    found = []
-    at, end, wanted = 0, len(buffer), _HEAD.size
-    while end - at >= _HEAD.size:
-        (length,) = _HEAD.unpack_from(buffer, at)
+def _split(buffer: bytes) -> tuple[list[tuple[int, bytes]], int, int]:
+    """Return whole packets, where the rest begins, and how many bytes that must become before there is another."""
+    found: list[tuple[int, bytes]] = []
+    at, end, length_at = 0, len(buffer), _HEAD.unpack_from
+    last = end - _HEAD.size
+    while at <= last:
+        (length,) = length_at(buffer, at)
+        following = at + 4 + length
         if not 0 < length <= _MOST:
             raise ProtocolError(f"a packet of {length} bytes")
-        wanted = _HEAD.size + length
-        if end - at < wanted:
-            break
-        found.append((buffer[at + 4], buffer[at + 5 : at + wanted]))
-        at += wanted
-        wanted = _HEAD.size
-    return found, buffer[at:], wanted
+        if following > end:
+            return found, at, following - at
+        found.append((buffer[at + 4], buffer[at + 5 : following]))
+        at = following
+    return found, at, _HEAD.size
 
 
 def strings(data: bytes, least: int = 0) -> list[bytes]:
@@ -162,11 +170,13 @@ def agreement(offer: Offer, steps: int, macros: Mapping[str, str]) -> bytes:
 
 def macros_of(data: bytes) -> tuple[str, dict[bytes, bytes]]:
     """Return the step that macros belong to, "" for none we know, and their values by name, without its braces."""
-    step = STEPS.get(data[0], "") if data else ""
+    if not data:
+        return "", {}
     words = strings(data[1:])
     if len(words) % 2:
         raise ProtocolError("a macro without a value")
-    return step, {_bare(name): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    names = [_bare(name) for name in words[::2]] if b"{" in data else words[::2]
+    return STEPS.get(data[0], ""), dict(zip(names, words[1::2], strict=True))
 
 
 def _bare(name: bytes) -> bytes:

@@ -1,137 +1,216 @@
-"""Connections of a worker: threads that accept, each of which then serves what it has accepted.
+"""Connections of a worker: one thread waits for all of them and serves what comes, unless that takes its time.
 
-Must never: decide or parse anything; hold more threads than `_MOST`; let what goes wrong on one connection reach
-another.
+Must never: decide or parse anything; hold more threads than `_MOST`; serve one connection in two threads; let what goes
+wrong on one connection reach another.
 
-Threads wait in accept(2) itself, one queue for those of all workers, so that connections come to each in turn and none
-has to be handed over; the next waits by the time one is busy.
+Leader and followers: the thread that leads takes what has come, answers it and waits again, so that a message with
+nothing but a header costs no change of threads and no wait for Python's lock. Before it does what may take long it
+gives way: another leads from then on, and its own connection is not looked at until it has its answer.
 """
 
 from __future__ import annotations
 
-import errno
+import select
 import socket
-import struct
 import threading
 import time
-from contextlib import suppress
 
 from milterapp import log
 from milterapp.milter import protocol
-from milterapp.milter.protocol import ProtocolError
+from milterapp.milter.protocol import Incoming, ProtocolError
 from milterapp.milter.session import Ended, Service, Session
 
-__all__ = ["LOOK", "Server", "timeout"]
+__all__ = ["Server"]
 
-LOOK = 0.25  # seconds after which a thread that waits in accept(2) sees that it is to stop
-_SPARE = 2  # threads that wait for a connection
-_KEPT = 4  # those that wait at most: beyond, one that is done ends
-_MOST = 1000  # connections at a time; those beyond wait in the backlog
+_KEPT = 3  # threads that wait for their turn; beyond, one that is done ends
+_MOST = 1000  # threads; where there are as many, the leader does not give way
 _PIECE = 64 * 1024  # bytes
 _SILENT = 7210  # seconds without a word, as with libmilter: two hours and ten seconds
 _SLOW = 60  # seconds that the mail server may take to read an answer
+_SWEEP = 60  # seconds between two looks at who is silent
 _TIRED = 0.1  # seconds until accept(2) is tried again after it failed
 
 
-def timeout(seconds: float) -> bytes:
-    """Return a `struct timeval` for SO_RCVTIMEO: the kernel keeps the time, without a call of poll(2)."""
-    whole = int(seconds)
-    return struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+class _Connection:
+    """One connection. aside: its thread has given way, and nobody else is to look at it."""
+
+    __slots__ = ("aside", "heard", "incoming", "session", "socket")
+
+    def __init__(self, connection: socket.socket, service: Service, server: Server) -> None:
+        self.socket = connection
+        self.incoming = Incoming()
+        self.heard = time.monotonic()
+        self.aside = False
+        self.session = Session(service, self._progress, lambda: server.give_way(self))
+
+    def _progress(self) -> None:
+        self.socket.send(protocol.PROGRESS, socket.MSG_DONTWAIT)
 
 
 class Server:
-    """Serves what comes to a listening socket that blocks, its SO_RCVTIMEO `LOOK`."""
+    """Serves what comes to a listening socket that does not block."""
 
     def __init__(self, listener: socket.socket, service: Service) -> None:
         self._listener = listener
         self._service = service
-        self._change = threading.Condition()
-        self._waiting = 0
-        self._busy = 0
-        self._stopping = False
+        self._epoll = select.epoll()
+        self._connections: dict[int, _Connection] = {}
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+        self._gone = threading.Condition(self._lock)
+        self._leader = 0  # the thread that leads
+        self._threads = 0
+        self._following = 0
+        self._swept = time.monotonic()
 
     def start(self) -> None:
         """Begin to accept."""
         self._service.ticker.start()
-        with self._change:
-            for _ in range(_SPARE):
-                self._add()
+        # Of the workers that share the socket, one that has nothing else to do is woken, not all.
+        self._epoll.register(self._listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        with self._lock:
+            self._add()
 
     def stop(self) -> None:
-        """Accept nobody any more; return when no thread waits in accept(2)."""
-        with self._change:
-            self._stopping = True
-            self._change.wait_for(lambda: not self._waiting)
+        """Accept nobody any more; those who wait, and those who come, are other workers'."""
+        self._epoll.unregister(self._listener)
+        self._listener.close()
 
     def finish(self) -> None:
         """After `stop`: return when the last connection has ended."""
-        with self._change:
-            self._change.wait_for(lambda: not self._busy)
+        with self._lock:
+            self._gone.wait_for(lambda: not self._connections)
 
-    def _add(self) -> None:
-        self._waiting += 1
+    # -- threads -------------------------------------------------------------------------------------------------------
+
+    def _add(self) -> bool:
+        """Begin a thread; the lock is held."""
+        self._threads += 1
         try:
             threading.Thread(target=self._run, daemon=True).start()
-        except RuntimeError:  # no more threads for us; those that there are go on
-            self._waiting -= 1
-            log.get("milter").warning("no thread", busy=self._busy)
+        except RuntimeError:
+            self._threads -= 1
+            log.get("milter").warning("no thread", threads=self._threads)
+            return False
+        return True
 
     def _run(self) -> None:
-        """Accept and serve until there are enough who wait, or this is to stop."""
+        """Lead whenever nobody does, until there are enough who wait for that."""
         while True:
+            with self._lock:
+                if self._following >= _KEPT:
+                    self._threads -= 1
+                    return
+                self._following += 1
+                self._turn.wait_for(lambda: not self._leader)
+                self._following -= 1
+                self._leader = threading.get_ident()
             try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
-                    log.get("milter").warning("accept", error=str(error))
-                    time.sleep(_TIRED)
-                with self._change:
-                    if self._stopping or self._waiting > _KEPT:
-                        self._waiting -= 1
-                        self._change.notify_all()
-                        return
-                continue
-            with self._change:
-                self._waiting -= 1
-                self._busy += 1
-                if not self._stopping and self._waiting < _SPARE and self._busy < _MOST:
-                    self._add()
-                self._change.notify_all()
-            try:
-                self._serve(connection)
-            finally:
-                with suppress(OSError):
-                    connection.close()
-                with self._change:
-                    self._busy -= 1
-                    stays = not self._stopping and self._waiting < _KEPT
-                    self._waiting += stays
-                    self._change.notify_all()
-            if not stays:
-                return
+                self._lead()
+            except Exception:
+                self._service.log.exception("fault", step="serving")
+                with self._lock:
+                    if self._leader == threading.get_ident():
+                        self._leader = 0
 
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout(_SILENT))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout(_SLOW))
-            session = Session(self._service, lambda: connection.send(protocol.PROGRESS, socket.MSG_DONTWAIT))
-        except Exception:
-            self._service.log.exception("fault", step="connect")
+    def give_way(self, connection: _Connection) -> None:
+        """Have another thread lead, as what is next for this connection may take long."""
+        if connection.aside:
             return
+        with self._lock:
+            if not self._following and (self._threads >= _MOST or not self._add()):
+                return
+            connection.aside = True
+            self._epoll.unregister(connection.socket)
+            self._leader = 0
+            self._turn.notify()
+
+    def _lead(self) -> None:
+        """Serve what comes, until this thread has given way."""
+        listener = self._listener.fileno()
+        while True:
+            for descriptor, _ in self._epoll.poll(_SWEEP):
+                if descriptor == listener:
+                    self._accept()
+                    continue
+                connection = self._connections.get(descriptor)
+                if connection is None:
+                    continue
+                open_ = self._serve(connection)
+                if connection.aside:  # what else has come is the next leader's
+                    connection.aside = False
+                    if open_:
+                        self._epoll.register(connection.socket, select.EPOLLIN)
+                    else:
+                        self._close(descriptor, connection)
+                    return
+                if not open_:
+                    self._close(descriptor, connection)
+            if time.monotonic() - self._swept > _SWEEP:
+                self._sweep()
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
         try:
-            for some in protocol.packets(lambda: connection.recv(_PIECE)):
-                answers = [answer for code, data in some if (answer := session.take(code, data))]
-                if answers:
-                    connection.sendall(b"".join(answers))
+            one, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if self._listener.fileno() >= 0:  # else we have stopped
+                log.get("milter").warning("accept", error=str(error))
+                time.sleep(_TIRED)
+            return
+        one.setblocking(False)  # noqa: FBT003 - the name of the method says it
+        self._epoll.register(one, select.EPOLLIN)
+        self._connections[one.fileno()] = _Connection(one, self._service, self)
+
+    def _close(self, descriptor: int, connection: _Connection) -> None:
+        connection.session.end()
+        with self._lock:
+            del self._connections[descriptor]
+            connection.socket.close()
+            if not self._connections:
+                self._gone.notify_all()
+
+    def _sweep(self) -> None:
+        """Close what has been silent for too long."""
+        self._swept = now = time.monotonic()
+        for descriptor, one in list(self._connections.items()):
+            if not one.aside and now - one.heard > _SILENT:
+                self._close(descriptor, one)
+
+    def _serve(self, connection: _Connection) -> bool:
+        """Take what has come on a connection and answer it. False where it has ended."""
+        try:
+            piece = connection.socket.recv(_PIECE)
+            if not piece:
+                return False
+            connection.heard = time.monotonic()
+            some = connection.incoming.take(piece)
+            if answer := connection.session.take(some):
+                sent = connection.socket.send(answer)
+                if sent < len(answer):
+                    self._send(connection, answer[sent:])
+        except BlockingIOError:
+            return True
         except Ended:
-            pass
+            return False
         except ProtocolError as error:
-            self._service.log.warning(
-                "protocol", problem=str(error), queue_id=session.conversation.queue_id or "NOQUEUE"
-            )
+            talk = connection.session.conversation
+            queue_id = (talk.queue_id if talk else "") or "NOQUEUE"
+            self._service.log.warning("protocol", problem=str(error), queue_id=queue_id)
+            return False
         except OSError:
-            pass  # it is gone, or silent for too long
+            return False  # it is gone, or does not listen
         except Exception:
             self._service.log.exception("fault", step="session")
-        finally:
-            session.end()
+            return False
+        return True
+
+    def _send(self, connection: _Connection, answer: bytes) -> None:
+        """Send what the socket has no room for yet."""
+        self.give_way(connection)
+        connection.socket.settimeout(_SLOW)
+        connection.socket.sendall(answer)
+        connection.socket.setblocking(False)  # noqa: FBT003 - the name of the method says it

@@ -48,7 +48,6 @@ def run(context: Context, listening: Listening, supervisor: socket.socket, repor
         supervisor.send(READY)
         _wait(supervisor)
         server.stop()
-        listening.socket.close()
         context.recall.leave()
         with suppress(OSError):  # nobody waits for it
             supervisor.send(LEFT)

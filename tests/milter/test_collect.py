@@ -13,8 +13,8 @@ SMALL = Limits(header_fields=3, header_bytes=100, message_bytes=200)
 def test_message_is_what_came() -> None:
     """Header and body are put together as they stood in the message, whichever way the blank after the colon came."""
     collector = Collector(Limits())
-    collector.field(b"Subject", b" folded\n\tsubject")
-    collector.field(b"From", b"a@example.net")
+    collector.fields([(b"Subject", b" folded\n\tsubject")])
+    collector.fields([(b"From", b"a@example.net")])
     collector.body(b"one\r\n")
     collector.body(b"two\r\n")
     assert collector.header().subject == "folded\tsubject"
@@ -27,7 +27,7 @@ def test_message_with_the_header_that_was_read(values: list[bytes]) -> None:
     collectors = [Collector(Limits()), Collector(Limits())]
     for one in collectors:
         for value in values:
-            one.field(b"X", value)
+            one.fields([(b"X", value)])
         one.body(b"--b\r\n\r\nbody\r\n")
     header = collectors[0].header()
     assert len(header.values("x")) == len(values)
@@ -51,7 +51,7 @@ def test_limits(fields: list[bytes], chunks: list[bytes], words: str) -> None:
     """A limit that was hit is said when the message is asked for, and nothing more is held from then on."""
     collector = Collector(SMALL)
     for value in fields:
-        collector.field(b"X", value)
+        collector.fields([(b"X", value)])
     for chunk in chunks:
         collector.body(chunk)
     assert collector.hit == words
@@ -64,7 +64,7 @@ def test_at_the_limit() -> None:
     """A message that just fits is taken."""
     collector = Collector(SMALL)
     for _ in range(3):
-        collector.field(b"X", b"y")
+        collector.fields([(b"X", b"y")])
     collector.body(b"z" * (200 - collector.size))
     assert not collector.hit
     assert collector.message().body == b"z" * 185

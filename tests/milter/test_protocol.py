@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from milterapp.milter.protocol import (
     Client,
+    Incoming,
     ProtocolError,
     agreement,
     client_of,
@@ -18,17 +18,16 @@ from milterapp.milter.protocol import (
     macros_of,
     offer_of,
     packet,
-    packets,
     strings,
 )
 
 PACKETS = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=300)), max_size=12)
 
 
-def receiving(pieces: list[bytes]) -> Callable[[], bytes]:
-    """Return what gives these, then the end."""
-    waiting = iter([*pieces, b""])
-    return lambda: next(waiting)
+def taken(pieces: list[bytes]) -> list[tuple[int, bytes]]:
+    """Return the packets that come in these pieces."""
+    incoming = Incoming()
+    return [one for piece in pieces for one in incoming.take(piece)]
 
 
 @given(PACKETS, st.lists(st.integers(1, 400), max_size=40))
@@ -39,9 +38,7 @@ def test_packets_come_whole(said: list[tuple[int, bytes]], sizes: list[int]) -> 
     for size in [*sizes, len(raw) or 1]:
         pieces.append(raw[at : at + size])
         at += size
-    found = list(packets(receiving([one for one in pieces if one])))
-    assert [one for some in found for one in some] == said
-    assert all(found)
+    assert taken([one for one in pieces if one]) == said
 
 
 @given(PACKETS, st.integers(1, 200))
@@ -49,15 +46,14 @@ def test_a_part_is_no_packet(said: list[tuple[int, bytes]], missing: int) -> Non
     """Bytes that end before their packet does are not taken for one."""
     raw = b"".join(packet(bytes([code]), data) for code, data in said)
     last = packet(b"L", b"x" * 300)
-    found = [one for some in packets(receiving([raw + last[:-missing]])) for one in some]
-    assert found == said
+    assert taken([raw + last[:-missing]]) == said
 
 
 @pytest.mark.parametrize("length", [0, 256 * 1024 + 1, 2**32 - 1], ids=["empty", "too long", "huge"])
 def test_a_length_that_is_none(length: int) -> None:
     """A packet of no bytes, or of more than is taken, ends it before a byte of it is waited for."""
     with pytest.raises(ProtocolError, match=f"a packet of {length} bytes"):
-        list(packets(receiving([struct.pack("!I", length)])))
+        Incoming().take(struct.pack("!I", length))
 
 
 @given(st.binary(max_size=80))

@@ -157,8 +157,8 @@ def said(folder: Path, scripts: Told | None, rules: str = RULES) -> tuple[Said, 
         talk.rcpt(one, f"<{one}>")
     talk.queue_id = "4X"
     assert talk.data().say is Say.CONTINUE
-    talk.field(b"Subject", b" x")
-    talk.field(b"X-Milterapp-Found", b" 4X 100")
+    talk.fields([(b"Subject", b" x")])
+    talk.fields([(b"X-Milterapp-Found", b" 4X 100")])
     assert talk.end_of_header().say is Say.CONTINUE
     assert talk.body(b"hello\r\n").say is Say.CONTINUE
     return talk.end_of_message(), talk
