@@ -13,8 +13,9 @@ import grp
 import json
 import os
 import sys
-from functools import partial
-from typing import NoReturn
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NoReturn
 
 from milterapp import log
 from milterapp.commands import handover, site_file
@@ -22,6 +23,11 @@ from milterapp.commands.failure import Failure, reason
 from milterapp.delivery import linux
 from milterapp.mail.limits import Limits
 from milterapp.settings import Accounts, MilterSettings
+
+if TYPE_CHECKING:
+    from milterapp.mail.envelope import Envelope
+    from milterapp.milter.site_scripts import Scripts
+    from milterapp.rules.truth import Value
 
 __all__ = ["arguments", "main", "run"]
 
@@ -99,11 +105,32 @@ def _state_folder(path: str, account: linux.Account) -> None:
         log.get("milter").warning("no memory", folder=path, reason=reason(error))
 
 
+class _Scripts:
+    """What runs the site's scripts: loaded with the first rules that have one, and before workers fork; else not."""
+
+    def __init__(self, spawner: str, limits: Limits) -> None:
+        self._spawner = spawner
+        self._limits = limits
+
+    @cached_property
+    def _loaded(self) -> Scripts:
+        from milterapp.delivery.spawner_client import SiteScripts
+
+        return SiteScripts(self._spawner, self._limits)
+
+    def answer(self, script: str, source: bytes, envelope: Envelope, raw: bytes, seconds: float) -> Value:
+        """Do what Scripts does."""
+        return self._loaded.answer(script, source, envelope, raw, seconds)
+
+    def examine(self, file: str, source: bytes, seconds: float) -> Sequence[tuple[int, int, str]]:
+        """Do what Scripts does."""
+        return self._loaded.examine(file, source, seconds)
+
+
 def _serve(
     settings: MilterSettings, limits: Limits, delimiter: str, authserv_ids: tuple[str, ...], spawner: str
 ) -> int:
     """Load the rules and serve. spawner: the socket of what runs the site's scripts. Raises Failure."""
-    from milterapp.delivery.spawner_client import SiteScripts
     from milterapp.milter.entry import Trust
     from milterapp.milter.listening import Busy
     from milterapp.milter.site_rules import read_site_rules
@@ -114,7 +141,7 @@ def _serve(
         trust = Trust(authserv_ids, settings.results_from)
     except ValueError as error:
         raise Failure(os.EX_CONFIG, f"milter.results_from: {error}") from None
-    scripts = SiteScripts(spawner, limits)
+    scripts = _Scripts(spawner, limits)
     load = partial(
         read_site_rules,
         settings.rules,
