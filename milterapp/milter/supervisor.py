@@ -63,6 +63,19 @@ class _Worker:
             except OSError:
                 pass  # it has died, and is about to be noticed
 
+    def hear(self) -> None:
+        """Take what it says by itself: it may have been told by another to take no new connection."""
+        if self.channel is None:
+            return
+        try:
+            said = self.channel.recv(64)
+        except OSError:
+            return  # it has died, and is about to be noticed
+        if worker.LEFT in said:
+            self.leaving = True
+            self.channel.close()
+            self.channel = None
+
     def has_left(self) -> None:
         """Wait until it takes no new connection, which is a matter of milliseconds."""
         if self.channel is not None:
@@ -156,7 +169,8 @@ class Supervisor:
         while not self._stopping:
             missing = self._count - len(self._serving())
             wait = max(0.0, self._not_before - time.monotonic()) if missing > 0 else None
-            waiting = [reading, self._control.fileno(), self._reports.fileno()]
+            serving = {one.channel.fileno(): one for one in self._serving() if one.channel is not None}
+            waiting = [reading, self._control.fileno(), self._reports.fileno(), *serving]
             if self._metrics is not None:
                 waiting.append(self._metrics.fileno())
             ready, _, _ = select.select(waiting, [], [], wait)
@@ -164,6 +178,8 @@ class Supervisor:
                 self._add_up()
             if self._metrics is not None and self._metrics.fileno() in ready:
                 self._metrics.answer(render(self._counts, self._gauges()))
+            for descriptor in serving.keys() & set(ready):
+                serving[descriptor].hear()
             if reading in ready:
                 self._hear(set(os.read(reading, 512)))
             if self._control.fileno() in ready:
