@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tests.postfix import processes
+from tests.postfix import processes, units
 
 __all__ = ["DOMAIN", "ELSEWHERE", "MAILLOG", "PYTHON", "SERVICES", "SITE_RULES", "Host", "in_world"]
 
@@ -76,7 +76,7 @@ class Host:
     """The host: its Postfix and milterapp's services."""
 
     def __init__(self) -> None:
-        self._services: dict[str, subprocess.Popen[bytes]] = {}
+        self._services: dict[str, subprocess.Popen[bytes] | units.Unit] = {}
         self._site_rules: str | None = None
         self._mark = 0  # where in the mail log the present test begins
 
@@ -120,8 +120,13 @@ class Host:
 
     def start_service(self, name: str) -> None:
         """Start `milterapp NAME` and wait until it takes connections."""
+        self._services[name] = units.Unit(name) if units.ASKED in os.environ else self._start(name)
+        self.wait(lambda: self.answers(name), f"milterapp {name} to take connections", 20)
+
+    @staticmethod
+    def _start(name: str) -> subprocess.Popen[bytes]:
         with open(f"/var/log/milterapp-{name}.log", "ab") as log:
-            self._services[name] = subprocess.Popen(
+            return subprocess.Popen(
                 [PYTHON, "-I", "-m", "milterapp", name],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -129,7 +134,6 @@ class Host:
                 cwd="/",
                 start_new_session=True,
             )
-        self.wait(lambda: self.answers(name), f"milterapp {name} to take connections", 20)
 
     def stop_service(self, name: str) -> None:
         """Stop a service as an administrator does, with SIGTERM."""
