@@ -1,4 +1,4 @@
-"""The pipe client as pipe(8) sees it: arguments, standard input, one line, one exit status."""
+"""The pipe client, either of the two, as pipe(8) sees it: arguments, standard input, one line, one exit status."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,45 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milterapp.delivery import client, kinds, linux, pipe, wire
+from tests.delivery.clients import PYTHON_CLIENT, SOURCE, Command, Peer, build
 from tests.delivery.inside import inside
 
 PROGRAM = str(Path(pipe.__file__))
-PYTHON = ["/usr/bin/python3", "-I", "-S"]
+PYTHON = PYTHON_CLIENT[:3]
 MESSAGE = b"From: a@example.org\n\nhello\n"
 WHOLE = ("s@x", "r@x", "o@x", "4ABC", "192.0.2.1")
-
-
-class Peer:
-    """The monitor's end: takes one delivery at a time and answers what it is told."""
-
-    def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="milterapp-pipe-")
-        self.path = f"{self.folder}/socket"
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.listener.bind(self.path)
-        self.listener.listen(8)
-        self.listener.settimeout(20)
-
-    def take(self) -> tuple[socket.socket, wire.Datagram | None]:
-        """Return the next connection and its datagram, None where it closed without one."""
-        connection, _ = self.listener.accept()
-        connection.settimeout(20)
-        return connection, wire.receive(connection, kinds.DELIVER, descriptors=(1,))
-
-    def nobody_came(self) -> bool:
-        """Return whether no delivery came, now that every client has ended."""
-        while select.select([self.listener], [], [], 0)[0]:
-            connection, datagram = self.take()
-            connection.close()
-            if datagram is not None:
-                datagram.close()
-                return False
-        return True
-
-    def close(self) -> None:
-        """Leave nothing."""
-        self.listener.close()
-        shutil.rmtree(self.folder)
 
 
 @pytest.fixture
@@ -69,16 +35,20 @@ def peer() -> Iterator[Peer]:
     peer.close()
 
 
-def start(arguments: tuple[str | bytes, ...], program: Sequence[str] = (PROGRAM,)) -> subprocess.Popen[bytes]:
+def start(program: Command, arguments: tuple[str | bytes, ...]) -> subprocess.Popen[bytes]:
     """Start the client."""
-    return subprocess.Popen([*PYTHON, *program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen([*program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def run(
-    peer: Peer, arguments: tuple[str | bytes, ...] = WHOLE, message: bytes = MESSAGE, answer: bytes | None = None
+    program: Command,
+    peer: Peer,
+    arguments: tuple[str | bytes, ...] = WHOLE,
+    message: bytes = MESSAGE,
+    answer: bytes | None = None,
 ) -> tuple[int, bytes, wire.Datagram | None, bytes]:
     """Return exit status, output, and what the monitor got, envelope and message. answer None: hang up."""
-    with start((f"--socket={peer.path}", *arguments)) as process:
+    with start(program, (f"--socket={peer.path}", *arguments)) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         with process.stdin as stdin:
@@ -120,9 +90,9 @@ def answer(status: str, text: str | bytes = b"") -> bytes:
         pytest.param(answer("defer", ""), (75, b"4.3.0 \n"), id="defer without a word"),
     ],
 )
-def test_the_answer_becomes_status_and_line(peer: Peer, said: bytes, want: tuple[int, bytes]) -> None:
+def test_the_answer_becomes_status_and_line(program: Command, peer: Peer, said: bytes, want: tuple[int, bytes]) -> None:
     """What the monitor answers becomes what pipe(8) understands, and the message and its envelope went there whole."""
-    status, output, datagram, got = run(peer, answer=said)
+    status, output, datagram, got = run(program, peer, answer=said)
     assert (status, output) == want
     assert datagram is not None
     assert tuple(datagram.text(tag) for tag in client.TAGS) == WHOLE
@@ -142,9 +112,9 @@ def test_the_answer_becomes_status_and_line(peer: Peer, said: bytes, want: tuple
         pytest.param(answer("reject", "4.7.1 not now"), id="reject with a temporary status"),
     ],
 )
-def test_a_senseless_answer_is_a_deferral(peer: Peer, said: bytes | None) -> None:
+def test_a_senseless_answer_is_a_deferral(program: Command, peer: Peer, said: bytes | None) -> None:
     """Whatever else comes is 75 and one line of 4.3.0."""
-    status, output, _, _ = run(peer, answer=said)
+    status, output, _, _ = run(program, peer, answer=said)
     assert (status, output[:6], output.count(b"\n")) == (75, b"4.3.0 ", 1)
 
 
@@ -160,9 +130,9 @@ def test_a_senseless_answer_is_a_deferral(peer: Peer, said: bytes | None) -> Non
         pytest.param((b"a" * 300, b"r@x", b"r@x", b"4ABC", b""), id="300 characters"),
     ],
 )
-def test_arguments_arrive_byte_for_byte(peer: Peer, arguments: tuple[bytes, ...]) -> None:
+def test_arguments_arrive_byte_for_byte(program: Command, peer: Peer, arguments: tuple[bytes, ...]) -> None:
     """No argument is an option, and no byte is changed on its way."""
-    status, _, datagram, _ = run(peer, arguments, answer=answer("ok"))
+    status, _, datagram, _ = run(program, peer, arguments, answer=answer("ok"))
     assert status == 0
     assert datagram is not None
     assert tuple(datagram.fields[tag] for tag in client.TAGS) == arguments
@@ -177,35 +147,35 @@ def test_arguments_arrive_byte_for_byte(peer: Peer, arguments: tuple[bytes, ...]
         pytest.param(("x" * 70_000, *WHOLE[1:]), id="longer than a datagram"),
     ],
 )
-def test_another_number_of_arguments_defers(peer: Peer, arguments: tuple[str, ...]) -> None:
+def test_another_number_of_arguments_defers(program: Command, peer: Peer, arguments: tuple[str, ...]) -> None:
     """Where pipe(8) dropped an argument nobody else's place is taken by the next."""
-    status, output, datagram, _ = run(peer, arguments)
+    status, output, datagram, _ = run(program, peer, arguments)
     assert (status, output[:6], datagram) == (75, b"4.3.0 ", None)
 
 
-def test_an_empty_message_defers(peer: Peer) -> None:
+def test_an_empty_message_defers(program: Command, peer: Peer) -> None:
     """pipe(8) always sends a header; nothing is not a message."""
-    assert run(peer, message=b"")[:3] == (75, b"4.3.0 no message on standard input\n", None)
+    assert run(program, peer, message=b"")[:3] == (75, b"4.3.0 no message on standard input\n", None)
 
 
-def test_a_large_message_arrives_whole(peer: Peer) -> None:
+def test_a_large_message_arrives_whole(program: Command, peer: Peer) -> None:
     """Megabytes arrive byte for byte."""
     message = os.urandom(5_000_000)
-    status, _, _, got = run(peer, message=message, answer=answer("ok"))
+    status, _, _, got = run(program, peer, message=message, answer=answer("ok"))
     assert (status, got == message) == (0, True)
 
 
-def test_without_a_monitor_it_defers() -> None:
+def test_without_a_monitor_it_defers(program: Command) -> None:
     """No socket is 75 with what is the matter."""
-    with start(("--socket=/nonexistent/socket", *WHOLE)) as process:
+    with start(program, ("--socket=/nonexistent/socket", *WHOLE)) as process:
         output, _ = process.communicate(MESSAGE, 20)
     assert (process.returncode, output) == (75, b"4.3.0 the monitor does not answer: No such file or directory\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_defers(peer: Peer, number: signal.Signals) -> None:
+def test_a_signal_defers(program: Command, peer: Peer, number: signal.Signals) -> None:
     """Told to stop while it waits, it says so, 75."""
-    with start((f"--socket={peer.path}", *WHOLE)) as process:
+    with start(program, (f"--socket={peer.path}", *WHOLE)) as process:
         assert process.stdin is not None
         process.stdin.write(MESSAGE)
         process.stdin.close()
@@ -218,30 +188,53 @@ def test_a_signal_defers(peer: Peer, number: signal.Signals) -> None:
             assert (process.stdout.read(), process.wait(20)) == (b"4.3.0 milterapp-pipe: stopped\n", 75)
 
 
-def test_its_own_deadline_is_a_deferral(peer: Peer) -> None:
+@pytest.fixture(params=["python", "compiled"])
+def impatient(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
+    """Give what starts a client whose deadline is a second."""
+    if request.param == "python":
+        source = Path(client.__file__).read_text().replace("DEADLINE = 600", "DEADLINE = 1")
+        return (*PYTHON, "-c", f"{source}\nmain()")
+    request.getfixturevalue("compiled")  # skips where there is no compiler
+    return build(tmp_path / "client", source=SOURCE.read_text().replace("DEADLINE = 600", "DEADLINE = 1"))
+
+
+def test_its_own_deadline_is_a_deferral(impatient: Command, peer: Peer) -> None:
     """An answer that does not come is 75 before pipe(8) loses patience and bounces."""
-    source = f"{Path(client.__file__).read_text().replace('DEADLINE = 600', 'DEADLINE = 1')}\nmain()"
-    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as process:
+    with start(impatient, (f"--socket={peer.path}", *WHOLE)) as process:
         output, _ = process.communicate(MESSAGE, 20)
     assert (process.returncode, output) == (75, b"4.3.0 milterapp-pipe: no answer in time\n")
 
 
+def without(descriptor: str, program: Command) -> Command:
+    """Return what starts a client with standard input (`<`) or output (`>`) closed."""
+    return ("/bin/sh", "-c", f'exec "$@" {descriptor}&-', "sh", *program)
+
+
 @pytest.mark.parametrize(("said", "want"), [(answer("ok"), 0), (answer("defer", "x"), 75), (None, 75)])
-def test_nobody_reading_the_output_changes_no_status(peer: Peer, said: bytes | None, want: int) -> None:
+def test_nobody_reading_the_output_changes_no_status(
+    program: Command, peer: Peer, said: bytes | None, want: int
+) -> None:
     """With standard output closed the status is what it was (an unflushed one would be 120, which bounces)."""
-    source = f"import os; os.close(1); import runpy; runpy.run_path({PROGRAM!r}, run_name='__main__')"
-    with start((f"--socket={peer.path}", *WHOLE), ["-c", source]) as process:
+    with start(without(">", program), (f"--socket={peer.path}", *WHOLE)) as process:
         assert process.stdin is not None
         process.stdin.write(MESSAGE)
         process.stdin.close()
-        if select.select([peer.listener], [], [], 2)[0]:
-            connection, datagram = peer.take()
-            with connection:
-                assert datagram is not None
-                datagram.close()
-                if said is not None:
-                    connection.send(said)
-        assert process.wait(20) in (want, 75)
+        connection, datagram = peer.take()
+        with connection:
+            assert datagram is not None
+            assert os.pread(datagram.descriptors[0], 100, 0) == MESSAGE  # which had the place of standard output
+            datagram.close()
+            if said is not None:
+                connection.send(said)
+        assert process.wait(20) == want
+
+
+def test_without_standard_input_it_defers(program: Command, peer: Peer) -> None:
+    """With standard input closed there is no message, and nothing that took its place is read for one."""
+    with start(without("<", program), (f"--socket={peer.path}", *WHOLE)) as process:
+        assert process.stdout is not None
+        assert (process.stdout.read(), process.wait(20)) == (b"4.3.0 no message on standard input\n", 75)
+    assert peer.nobody_came()
 
 
 @given(st.binary(max_size=300))
@@ -291,7 +284,7 @@ def test_a_reader_that_is_gone_is_unfinished() -> None:
     assert inside(ask) == ["pipe(8) did not finish the message"]
 
 
-def abandon(peer: Peer, size: int) -> int:
+def abandon(program: Command, peer: Peer, size: int) -> int:
     """Play a pipe(8) that starts the client, writes a part of a message, and is killed; return the client's pid."""
     told, tell = os.pipe()
     parent = os.fork()
@@ -300,7 +293,7 @@ def abandon(peer: Peer, size: int) -> int:
         try:
             os.setsid()
             process = subprocess.Popen(
-                [*PYTHON, PROGRAM, f"--socket={peer.path}", *WHOLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [*program, f"--socket={peer.path}", *WHOLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             os.write(tell, b"%d" % process.pid)
             assert process.stdin is not None
@@ -329,10 +322,10 @@ def gone(pid: int) -> None:
     raise AssertionError(f"{pid} still runs")
 
 
-def test_a_message_that_pipe_did_not_finish_is_never_delivered(peer: Peer) -> None:
+def test_a_message_that_pipe_did_not_finish_is_never_delivered(program: Command, peer: Peer) -> None:
     """Kill pipe(8) in the middle of a message, forty times: no part of it reaches the monitor."""
     for size in range(40):
-        gone(abandon(peer, size * 997))
+        gone(abandon(program, peer, size * 997))
     assert peer.nobody_came()
 
 
@@ -371,11 +364,11 @@ NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c"
 HIDE = "mount -t proc -o hidepid=invisible proc /proc && exec"
 
 
-def hidden(peer: Peer, what: str) -> subprocess.Popen[bytes]:
+def hidden(program: Command, peer: Peer, what: str) -> subprocess.Popen[bytes]:
     """Play pipe(8) where /proc shows nobody else's processes."""
     os.chmod(peer.folder, 0o755)
     os.chmod(peer.path, 0o666)
-    command = [*PYTHON, PROGRAM, f"--socket={peer.path}", *WHOLE]
+    command = [*program, f"--socket={peer.path}", *WHOLE]
     outer = f'{HIDE} "$@"' if what == "parts" else f'{HIDE.removesuffix("exec")} "$@"; true'
     return subprocess.Popen(
         [*NAMESPACE, outer, "sh", "/usr/bin/python3", "-I", "-c", HIDDEN, what, *command], stdout=subprocess.PIPE
@@ -383,9 +376,9 @@ def hidden(peer: Peer, what: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.root
-def test_where_proc_hides_pipe_a_message_is_delivered(peer: Peer) -> None:
+def test_where_proc_hides_pipe_a_message_is_delivered(program: Command, peer: Peer) -> None:
     """Under hidepid the client cannot look at pipe(8), and takes its word by other signs."""
-    with hidden(peer, "whole") as process:
+    with hidden(program, peer, "whole") as process:
         connection, datagram = peer.take()
         with connection:
             assert datagram is not None
@@ -396,9 +389,9 @@ def test_where_proc_hides_pipe_a_message_is_delivered(peer: Peer) -> None:
 
 
 @pytest.mark.root
-def test_where_proc_hides_pipe_a_part_is_not_delivered(peer: Peer) -> None:
+def test_where_proc_hides_pipe_a_part_is_not_delivered(program: Command, peer: Peer) -> None:
     """Under hidepid a pipe(8) killed in the middle of a message is noticed as well, twenty times of twenty."""
-    with hidden(peer, "parts") as process:
+    with hidden(program, peer, "parts") as process:
         assert process.wait(60) == 0
     assert peer.nobody_came()
 
