@@ -15,7 +15,7 @@ from pathlib import Path
 
 from milterapp.delivery import kinds, pipe, wire
 
-__all__ = ["PYTHON_CLIENT", "SOURCE", "Command", "Peer", "build"]
+__all__ = ["PYTHON_CLIENT", "SOURCE", "Command", "Peer", "build", "feed"]
 
 Command = tuple[str, ...]
 
@@ -40,6 +40,16 @@ def build(program: Path, *options: str, source: str = "") -> Command:
         environment = {**os.environ, "CFLAGS": " ".join(("-Werror", *options))}
         subprocess.run([str(packaging), str(program)], env=environment, check=True, capture_output=True, text=True)
     return (str(program),)
+
+
+def feed(process: subprocess.Popen[bytes], message: bytes) -> None:
+    """Give a client all of its standard input; it may have ended without it."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(message)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it did not wait for the message
 
 
 class Peer:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milterapp.delivery import client, kinds, linux, pipe, wire
-from tests.delivery.clients import PYTHON_CLIENT, SOURCE, Command, Peer, build
+from tests.delivery.clients import PYTHON_CLIENT, SOURCE, Command, Peer, build, feed
 from tests.delivery.inside import inside
 
 PROGRAM = str(Path(pipe.__file__))
@@ -49,13 +49,8 @@ def run(
 ) -> tuple[int, bytes, wire.Datagram | None, bytes]:
     """Return exit status, output, and what the monitor got, envelope and message. answer None: hang up."""
     with start(program, (f"--socket={peer.path}", *arguments)) as process:
-        assert process.stdin is not None
         assert process.stdout is not None
-        with process.stdin as stdin:
-            try:
-                stdin.write(message)
-            except BrokenPipeError:
-                pass  # it did not wait for the message
+        feed(process, message)
         ready = select.select([peer.listener.fileno(), process.stdout.fileno()], [], [], 20)[0]
         datagram, got = None, b""
         if peer.listener.fileno() in ready:
