@@ -42,7 +42,7 @@ def compiled() -> Iterator[Command]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["python", "compiled"])
+@pytest.fixture(scope="session", params=["python", "compiled"])
 def program(request: pytest.FixtureRequest) -> Command:
     """Give what starts a pipe client: first the one that Python runs, then the compiled one."""
     if request.param == "python":

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from milterapp.delivery import pipe, wire
+from milterapp.delivery import wire
 from milterapp.delivery.requests import ENVELOPE, REQUESTS
 from milterapp.settings import Accounts, DeliverySettings, Settings, SubmitSettings
+from tests.delivery.clients import PYTHON_CLIENT
 
 MONITOR, PIPE, STRANGER = 20009, 20008, 20007
-PIPE_PROGRAM = pipe.__file__
 STANDIN = str(Path(__file__).with_name("standin.py"))
 MESSAGE = b"From: a@example.org\n\nhello\n"
 
@@ -87,6 +87,8 @@ class Chain:
     prefix: what starts the monitor, in place of nothing.
     """
 
+    program = PYTHON_CLIENT  # what is the client
+
     def __init__(self, *, real: bool = False, prefix: Sequence[str] = (), **delivery: Any) -> None:
         self.folder = tempfile.mkdtemp(prefix="milterapp-chain-")
         os.chmod(self.folder, 0o755)
@@ -138,7 +140,7 @@ class Chain:
     def client(self, *arguments: str, uid: int = PIPE, message: bytes | None = MESSAGE) -> subprocess.Popen[bytes]:
         """Start a pipe client with these five arguments; message None: its standard input is left open."""
         client = subprocess.Popen(
-            ["/usr/bin/python3", "-I", "-S", PIPE_PROGRAM, f"--socket={self.socket}", *arguments],
+            [*self.program, f"--socket={self.socket}", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             user=uid, group=uid, extra_groups=[],
         )  # fmt: skip

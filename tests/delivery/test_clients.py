@@ -9,6 +9,7 @@ import select
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,12 +274,14 @@ def test_a_call_that_fails_is_said_alike(compiled: Command, peer: Peer, tmp_path
     for at, what in enumerate(ORDER[:-1]):
         if what == "ask for the parent":
             continue  # it cannot fail
-        got = []
+        got: list[Seen] = []
         for command, found in both:
             step = found[at]
             fault = ("-e", f"trace={step.name}", "-e", f"inject={step.name}:error={error}:when={step.number}")
             strace = ("strace", "-o", "/dev/null", *fault, *command)
+            begun = time.monotonic()
             got.append(seen(strace, peer, (b"--socket=PEER", *WHOLE), b"ANSWER\n" + field(b"status", b"ok")))
+            assert what != "look at the parent" or time.monotonic() - begun >= client._HIDDEN
         assert got[0] == got[1], what
         hidden = what in ("look at the parent", "answer")
         assert got[0].status == (0 if hidden else 75), what

@@ -19,7 +19,7 @@ from tests.soak.strace import Call, Fault, sample
 pytestmark = pytest.mark.root
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
-EVERY = {"agent": 70, "script": 40, "client": 9, "submit": 80}  # of 200 to 400 calls, beside the critical ones
+EVERY = {"agent": 70, "script": 40, "client": 9, "compiled client": 3, "submit": 80}  # beside the critical ones
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def cases() -> Iterator[Sequence[killed.Case]]:
 
 
 @needs_strace
-@pytest.mark.parametrize("at", range(len(AGENTS) + 4))
+@pytest.mark.parametrize("at", range(len(AGENTS) + 6))
 def test_killed_or_failing_at_chosen_calls(cases: Sequence[killed.Case], at: int) -> None:
     """Whatever befalls it, and its mail read meanwhile, a retry completes what is missing and repeats nothing."""
     who = cases[at][0].partition(",")[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.delivery.chain import MESSAGE, Chain
+from tests.delivery.clients import Command
 
 pytestmark = pytest.mark.root
 
@@ -28,9 +29,10 @@ rules:
 
 
 @pytest.fixture(scope="module")
-def chain() -> Iterator[Chain]:
-    """Run a monitor with real agents."""
+def chain(program: Command) -> Iterator[Chain]:
+    """Run a monitor with real agents; mail comes by either client."""
     chain = Chain(real=True, idle=60.0)
+    chain.program = program
     try:
         yield chain
     finally:

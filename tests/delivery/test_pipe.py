@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.delivery import client, kinds, linux, pipe, wire
+from milterapp.delivery import client, kinds, linux, pipe, syscalls, wire
 from tests.delivery.clients import PYTHON_CLIENT, SOURCE, Command, Peer, build, feed
 from tests.delivery.inside import inside
 
@@ -224,6 +224,16 @@ def test_nobody_reading_the_output_changes_no_status(
         assert process.wait(20) == want
 
 
+def test_an_output_that_nobody_reads_any_more_is_the_end(program: Command, peer: Peer) -> None:
+    """Where the reader of its output has gone, pipe(8) has: nothing is sent, and it ends with 75, not of a signal."""
+    with start(program, (f"--socket={peer.path}", *WHOLE)) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        feed(process, MESSAGE)
+        assert process.wait(20) == 75
+    assert peer.nobody_came()
+
+
 def test_without_standard_input_it_defers(program: Command, peer: Peer) -> None:
     """With standard input closed there is no message, and nothing that took its place is read for one."""
     with start(without("<", program), (f"--socket={peer.path}", *WHOLE)) as process:
@@ -321,6 +331,27 @@ def test_a_message_that_pipe_did_not_finish_is_never_delivered(program: Command,
     """Kill pipe(8) in the middle of a message, forty times: no part of it reaches the monitor."""
     for size in range(40):
         gone(abandon(program, peer, size * 997))
+    assert peer.nobody_came()
+
+
+HEADLESS = """
+import ctypes, subprocess, sys, threading, time
+def client():
+    time.sleep(0.1)
+    done = subprocess.run(sys.argv[1:], input=b"Subject: x\\n\\n", stdout=subprocess.PIPE)
+    print(done.returncode, done.stdout.decode(), flush=True)
+threading.Thread(target=client).start()
+ctypes.CDLL(None).syscall(int(sys.argv.pop(1)), 0)  # of the main thread alone
+"""
+
+
+def test_a_parent_that_is_exiting_has_not_finished(program: Command, peer: Peer) -> None:
+    """A parent that is still everybody's parent, but whose flags say that it is exiting, counts as gone."""
+    number = str(syscalls.number("exit"))
+    command = ["/usr/bin/python3", "-I", "-c", HEADLESS, number, *program, f"--socket={peer.path}", *WHOLE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == b"75 4.3.0 pipe(8) did not finish the message\n\n"
     assert peer.nobody_came()
 
 

@@ -1,4 +1,4 @@
-"""The pipe client as what is killed, from its first system call to its last, before a real monitor and real agents."""
+"""The pipe clients as what is killed, from its first system call to its last, before a real monitor and real agents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milterapp.postfix.wiring import STATUS_TABLE
-from tests.delivery.chain import PIPE, PIPE_PROGRAM, Chain
+from tests.delivery.chain import PIPE, Chain
+from tests.delivery.clients import PYTHON_CLIENT, Command
 from tests.soak.ledger import Tried
 from tests.soak.strace import Call, Fault, calls_of
 
@@ -64,17 +65,18 @@ def became(status: int, output: bytes) -> str:
 
 @dataclass
 class ClientCase:
-    """Messages to one user of a running chain. status: what must become of them in the end."""
+    """Messages to one user of a running chain. program: the client; status: what must become of them in the end."""
 
     chain: Chain
     name: str
+    program: Command
     subject: str
     status: str = "ok"
     number: int = 0
 
     @classmethod
-    def both(cls, chain: Chain) -> tuple[ClientCase, ClientCase]:
-        """Return the two: a message that is filed, and one that is refused. Gives their user a home and rules."""
+    def all(cls, chain: Chain, compiled: Command) -> list[ClientCase]:
+        """Return one that is filed, and one that is refused, for each client. Gives their user a home and rules."""
         home = Path(chain.folder) / f"home/u{UID}"
         if not home.exists():
             home = chain.home(UID)
@@ -82,7 +84,11 @@ class ClientCase:
             (home / ".milterapp/rules.yaml").write_text(RULES)
             for path in (home / ".milterapp", home / ".milterapp/rules.yaml"):
                 os.chown(path, UID, UID)
-        return cls(chain, "client, filed", "file"), cls(chain, "client, refused", "refuse", "bounce")
+        return [
+            cls(chain, f"{name}, {what}", program, subject, status)
+            for name, program in (("client", PYTHON_CLIENT), ("compiled client", compiled))
+            for what, subject, status in (("filed", "file", "ok"), ("refused", "refuse", "bounce"))
+        ]
 
     def calls(self) -> list[Call]:
         """Return the calls of one delivery that nothing befalls."""
@@ -115,14 +121,14 @@ class ClientCase:
 
     def _next(self) -> str:
         self.number += 1
-        return f"{self.subject}{self.number}"
+        return f"{self.subject}-{Path(self.program[-1]).stem}-{self.number}"
 
     def _message(self, queue_id: str) -> bytes:
         return f"From: a@example.org\nSubject: {self.subject}\nX-Id: {queue_id}\n\n{queue_id * 400}\n".encode()
 
     def _attempt(self, queue_id: str, *strace: str) -> str:
         recipient = f"u{UID}@example.org"
-        command = ["/usr/bin/python3", "-I", "-S", PIPE_PROGRAM, f"--socket={self.chain.socket}"]
+        command = [*self.program, f"--socket={self.chain.socket}"]
         ids = ["setpriv", f"--reuid={PIPE}", f"--regid={PIPE}", "--clear-groups"]
         run = [*ids, "strace", *strace, *command] if strace else [*ids, *command]
         done = subprocess.run(
