@@ -62,6 +62,7 @@ class DeliverySettings:
 
     broken_rules: defer or keep. reject: whom a personal reject may be told: always, likely, proven or never.
     agents: how many at once; idle: how long a warm one waits; deadline: one message;
+    client: the compiled pipe client, from `/`, "" for the one that Python runs.
     recipients: the file of the recipients of virtual domains, from `/`, "" for none.
     wait: how long a delivery waits for a free agent before it is deferred. maildir: below home, for `file`.
     keep: what `keep` means: postfix, maildir, `lmtp:unix:PATH` or `lmtp:inet:HOST:PORT`. sandbox: the least level
@@ -71,6 +72,7 @@ class DeliverySettings:
     """
 
     socket: str = "/run/milterapp/monitor/socket"
+    client: str = ""
     keep: str = "postfix"
     recipients: str = ""
     personal_rules: str = ".milterapp/rules.yaml"

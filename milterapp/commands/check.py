@@ -9,7 +9,7 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 
-from milterapp.commands import configuration, rule_files, site_file
+from milterapp.commands import client, configuration, rule_files, site_file
 from milterapp.commands.failure import UNMET, Failure
 from milterapp.commands.programs import examined as programs_examined
 from milterapp.commands.rule_files import Rules
@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
             codes.append(_report(path, rules, settings, site=site))
     if not options.paths and not options.site:
         codes += _own(settings)
-    for problem in programs_examined(settings, options.config or site_file.DEFAULT):
+    file = options.config or site_file.DEFAULT
+    for problem in (*programs_examined(settings, file), *client.examined(settings, file)):
         print(problem)
         codes.append(os.EX_OK if problem.warning else os.EX_CONFIG)
     codes += _recipients(settings)

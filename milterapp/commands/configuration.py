@@ -89,7 +89,7 @@ _FROM_ROOT = (
 )
 _NOT_EMPTY = ("milter.socket_group", "lmtp.socket_group", "delivery.personal_rules", "delivery.maildir",
               "delivery.script_output")  # fmt: skip
-_AROUND = ("delivery.rules_before", "delivery.rules_after", "delivery.recipients")
+_AROUND = ("delivery.rules_before", "delivery.rules_after", "delivery.recipients", "delivery.client")
 _ACCOUNTS = tuple(f"accounts.{one.name}" for one in fields(Accounts))
 
 

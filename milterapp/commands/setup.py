@@ -12,17 +12,15 @@ import pwd
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import milterapp
-from milterapp.commands import configuration, site_file
+from milterapp.commands import client, configuration, site_file
 from milterapp.commands.failure import Failure, reason
 from milterapp.postfix import attachment
 from milterapp.postfix.plan import elements, notes
 from milterapp.postfix.postconf import Configuration, NoPostfix, PostfixError, Service, is_running, read
 from milterapp.postfix.record import load
 from milterapp.postfix.wiring import STATUS_FILE, STATUS_TABLE, TRANSPORT, Site, Wanted
-from milterapp.settings import DeliverySettings, Settings
+from milterapp.settings import Settings
 
 __all__ = ["arguments", "run"]
 
@@ -56,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         postfix = read(options.config_dir)
         site = _site(settings, postfix, options.door)
         if options.action == "print":
-            return _print(site, postfix)
+            return _print(site, postfix, settings)
         if options.action == "apply":
             return _apply(site, postfix, settings, reload=not options.no_reload)
         return _undo(postfix)
@@ -73,22 +71,18 @@ def _site(settings: Settings, postfix: Configuration, door: str | None) -> Site:
     if door is None:
         attached = postfix.main.get("mailbox_transport", "")
         door = "lmtp" if attached.startswith(TRANSPORT) and attached != TRANSPORT else "pipe"
-    client = Path(milterapp.__file__).resolve().parent / "delivery" / "pipe.py"
-    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    place = settings.delivery.socket
-    socket = () if place == DeliverySettings().socket else (f"--socket={place}",)
-    command = (python, "-I", "-S", str(client), *socket)
+    command = client.command(settings)
     lmtp = settings.lmtp.socket.removeprefix(f"{postfix.queue}/") if door == "lmtp" else ""
-    virtual = (*command[:4], f"--virtual={place}") if settings.delivery.recipients else ()
+    virtual = client.command(settings, virtual=True) if settings.delivery.recipients else ()
     return Site(settings.accounts.pipe, command, settings.delivery.agents, lmtp, settings.milter.transports, virtual)
 
 
-def _print(site: Site, postfix: Configuration) -> int:
+def _print(site: Site, postfix: Configuration, settings: Settings) -> int:
     record = load(postfix.directory) if os.access(os.path.join(postfix.directory, "milterapp.undo"), os.R_OK) else None
     _, goal = attachment.goal_of(site, postfix, record)
     for line in _text(goal, postfix):
         print(line)
-    for note in notes(postfix.main, postfix.services, virtual=bool(site.virtual)):
+    for note in (*_client(site, settings), *notes(postfix.main, postfix.services, virtual=bool(site.virtual))):
         print(f"note: {note}", file=sys.stderr)
     return os.EX_OK
 
@@ -177,12 +171,15 @@ def _obstacles(site: Site, postfix: Configuration, settings: Settings) -> Iterat
     absent = [one for one in (*wanted, *([accounts.lmtp] if site.lmtp else [])) if not _exists(one)]
     if absent:
         yield f"no such account: {', '.join(absent)}: run packaging/accounts (or systemd-sysusers) first"
-    for path in () if site.lmtp and not site.virtual else (site.command[0], site.command[3]):
-        closed = _closed(Path(path))
-        if closed:
-            yield f"{path}: {site.pipe_user} cannot read it ({closed}): install milterapp where every account may read"
+    yield from _client(site, settings)
     if "regexp" not in postfix.tables:
         yield "this Postfix has no regexp tables (postconf -m), which tell our faults from a rule's reject"
+
+
+def _client(site: Site, settings: Settings) -> Iterator[str]:
+    """Yield what is wrong with the pipe client, where one is used."""
+    if not site.lmtp or site.virtual:
+        yield from client.faults(settings)
 
 
 def _exists(account: str) -> bool:
@@ -191,17 +188,6 @@ def _exists(account: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _closed(path: Path) -> str:
-    """Return what of a path an account that is nobody's friend may not enter or read, "" where it may."""
-    for folder in reversed(path.parents):
-        if not folder.stat().st_mode & stat.S_IXOTH:
-            return f"{folder} is closed to others"
-    try:
-        return "" if path.stat().st_mode & stat.S_IROTH else "it is not readable by others"
-    except FileNotFoundError:
-        return "it is not there"
 
 
 def _is_socket(path: str) -> bool:

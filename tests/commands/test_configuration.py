@@ -27,6 +27,7 @@ SET: dict[str, tuple[str, str, Any]] = {
     "keep": ("delivery:\n  keep: maildir", "delivery.keep", "maildir"),
     "keep-lmtp": ("delivery:\n  keep: lmtp:unix:/x y", "delivery.keep", "lmtp:unix:/x y"),
     "keep-lmtp-inet": ("delivery:\n  keep: 'lmtp:inet:[::1]:24'", "delivery.keep", "lmtp:inet:[::1]:24"),
+    "client": ("delivery:\n  client: /usr/libexec/c", "delivery.client", "/usr/libexec/c"),
     "empty-file": ("", "log", "logfmt"),
     "clients": (
         "milter:\n  results_from: [milters, '2001:db8::/32']",
@@ -62,6 +63,7 @@ WRONG = {
     "root-floor": ("delivery:\n  min_uid: 0", "m.yaml:2:12: found 0, expected 1 to"),
     "root-group": ("delivery:\n  gids: [100, 0]", "m.yaml:2:9: found 0, expected 1 to"),
     "no-id": ("delivery:\n  gids: [4294967295]", "m.yaml:2:9: found 4294967295"),
+    "relative-client": ("delivery:\n  client: bin/c", "m.yaml:2:11: found 'bin/c', expected a path from `/`"),
     "relative-path": ("milter:\n  rules: rules.yaml", "m.yaml:2:10: found 'rules.yaml', expected a path from `/`"),
     "root-account": ("accounts:\n  monitor: root", "m.yaml:2:12: found 'root', expected the account of a service"),
     "empty-account": ("accounts:\n  monitor: ''", "m.yaml:2:12: found '', expected the account of a service"),

@@ -230,8 +230,11 @@ def test_an_output_that_nobody_reads_any_more_is_the_end(program: Command, peer:
         assert process.stdout is not None
         process.stdout.close()
         feed(process, MESSAGE)
+        ended = os.pidfd_open(process.pid)
+        select.select([peer.listener.fileno(), ended], [], [], 20)
+        os.close(ended)
+        assert peer.nobody_came()
         assert process.wait(20) == 75
-    assert peer.nobody_came()
 
 
 def test_without_standard_input_it_defers(program: Command, peer: Peer) -> None:
@@ -338,7 +341,7 @@ HEADLESS = """
 import ctypes, subprocess, sys, threading, time
 def client():
     time.sleep(0.1)
-    done = subprocess.run(sys.argv[1:], input=b"Subject: x\\n\\n", stdout=subprocess.PIPE)
+    done = subprocess.run(sys.argv[1:], input=b"Subject: x\\n\\n", stdout=subprocess.PIPE, timeout=20)
     print(done.returncode, done.stdout.decode(), flush=True)
 threading.Thread(target=client).start()
 ctypes.CDLL(None).syscall(int(sys.argv.pop(1)), 0)  # of the main thread alone
@@ -351,8 +354,9 @@ def test_a_parent_that_is_exiting_has_not_finished(program: Command, peer: Peer)
     command = ["/usr/bin/python3", "-I", "-c", HEADLESS, number, *program, f"--socket={peer.path}", *WHOLE]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
+        select.select([peer.listener.fileno(), process.stdout.fileno()], [], [], 20)
+        assert peer.nobody_came()
         assert process.stdout.read() == b"75 4.3.0 pipe(8) did not finish the message\n\n"
-    assert peer.nobody_came()
 
 
 HIDDEN = """
