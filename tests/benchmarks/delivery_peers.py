@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.delivery.clients import build
 from tests.postfix.host import PYTHON, Host
 
 __all__ = [
@@ -42,6 +43,7 @@ _MAILERS = tuple(f"Bulk Mailer {number}" for number in range(6))
 _PATIENCE = 60.0  # seconds
 _DOVECOT = Path("/run/dovecot-benchmark")
 _SINK = "/tmp/benchmark-sink"
+_CLIENT = Path("/opt/libexec/milterapp-client")
 _SIEVE = Path("/usr/lib/dovecot/modules/lib90_sieve_plugin.so")
 
 
@@ -91,6 +93,7 @@ def plan() -> list[Candidate]:
         Candidate("dovecot-lda", {"mailbox_command": f"{lda} -c {_DOVECOT}/dovecot.conf"}, lda),
         Candidate("ours: LMTP door", {"mailbox_transport": "ours-maildir-lmtp:unix:milterapp-maildir/socket"}),
         Candidate("ours: pipe door", {"mailbox_transport": "ours-maildir-pipe:"}),
+        Candidate("ours: pipe door, Python client", {"mailbox_transport": "ours-maildir-python:"}),
         Candidate("ours: --direct", {"mailbox_command": f"{direct} --config /etc/milterapp/maildir.yaml"}, share=10),
         Candidate("ours: LMTP door, hand-back", postfix_lmtp, passes=2),
         Candidate("ours: pipe door, hand-back", {"mailbox_transport": "ours-postfix-pipe:"}, passes=2),
@@ -174,7 +177,12 @@ def _wait(ready: Callable[[], bool], what: str, log: Path) -> None:
 
 
 def start_ours(host: Host, keep: str) -> list[subprocess.Popen[bytes]]:
-    """Start monitor, submit and LMTP door with that `delivery.keep`, and give Postfix its two doors to them."""
+    """Start monitor, submit and LMTP door with that `delivery.keep`, and give Postfix its doors to them.
+
+    pipe(8) has the compiled client, and once more the one that Python runs.
+    """
+    if not _CLIENT.exists():
+        build(_CLIENT)
     run = f"/run/milterapp-{keep}"
     sockets = {
         "submit": f"{run}/submit/socket",
@@ -182,7 +190,7 @@ def start_ours(host: Host, keep: str) -> list[subprocess.Popen[bytes]]:
         "lmtp": f"/var/spool/postfix/milterapp-{keep}/socket",
     }
     given = {
-        "delivery": {"keep": keep, "socket": sockets["monitor"], "idle": 600},
+        "delivery": {"keep": keep, "socket": sockets["monitor"], "idle": 600, "client": str(_CLIENT)},
         "submit": {"socket": sockets["submit"], "state": f"/var/lib/milterapp/submit-{keep}"},
         "lmtp": {"socket": sockets["lmtp"]},
     }
@@ -194,11 +202,14 @@ def start_ours(host: Host, keep: str) -> list[subprocess.Popen[bytes]]:
             command = [PYTHON, "-I", "-m", "milterapp", name, "--config", str(file)]
             found.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/"))
         _wait(Path(path).exists, f"milterapp {name}", log)
-    for door in ("pipe", "lmtp"):
-        host.milterapp("setup", "--apply", "--door", door, check=True)
+    python = file.with_name(f"{keep}-python.yaml")
+    python.write_text(yaml.safe_dump({"delivery": {"socket": sockets["monitor"]}}))
+    for word, door, config in (("pipe", "pipe", file), ("python", "pipe", python), ("lmtp", "lmtp", file)):
+        host.milterapp("setup", "--apply", "--door", door, "--config", str(config), check=True)
         service = host.run("postconf", "-M", "milterapp/unix").strip().split(maxsplit=1)[1]
-        name = f"ours-{keep}-{door}"
-        service = service.replace("/pipe.py ", f"/pipe.py --socket={run}/monitor/socket ")
+        if (str(_CLIENT) in service) != (word == "pipe"):
+            raise RuntimeError(f"{word}: {service}")
+        name = f"ours-{keep}-{word}"
         host.run("postconf", "-M", f"{name}/unix={name} {service}")
         host.postconf(**{f"{name}_destination_recipient_limit": "1"})
     return found

@@ -39,18 +39,29 @@ CELLS = (
     Cell("client", "may", "hand one message and its envelope to the monitor", (
         "delivery/test_pipe.py::test_the_answer_becomes_status_and_line",
         "delivery/test_pipe.py::test_arguments_arrive_byte_for_byte",
+        "delivery/test_clients.py::test_they_do_the_same",
     )),
     Cell("client", "never", "name a uid", (
         "delivery/test_monitor.py::test_a_malformed_datagram_closes_its_connection_only",
     )),
     Cell("client", "never", "more than a forged sender could do", (TAKEN,)),
-    Cell("client", "never", "import more than the standard library", (
+    Cell("client", "never", "load more than the standard library", (
         "delivery/test_pipe.py::test_the_client_is_of_the_standard_library",
         "delivery/test_pipe.py::test_the_client_imports_next_to_nothing",
+        "packaging/test_compiling.py::test_it_is_hardened_and_needs_the_c_library_alone",
+    )),
+    Cell("client", "never", "touch memory that is not its own, compiled", (
+        "delivery/test_clients.py::test_they_do_the_same",
+    )),
+    Cell("client", "never", "be another's program", (
+        "commands/test_client_fitness.py::test_what_is_wrong_with_a_compiled_client",
+        "postfix/test_setup.py::test_a_client_that_cannot_be_used_is_named_before_anything_changes",
     )),
     Cell("client", "never", "take a part for the whole message", (
         "delivery/test_pipe.py::test_a_message_that_pipe_did_not_finish_is_never_delivered",
         "delivery/test_pipe.py::test_where_proc_hides_pipe_a_part_is_not_delivered",
+        "delivery/test_pipe.py::test_a_parent_that_is_exiting_has_not_finished",
+        "postfix/test_clients.py::test_a_message_that_pipe_did_not_finish_is_delivered_whole_by_the_next",
     )),
     Cell("client", "never", "hand over what can still be changed", (
         "delivery/test_pipe.py::test_the_answer_becomes_status_and_line",

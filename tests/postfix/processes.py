@@ -42,12 +42,18 @@ def of_role(role: str, services: Mapping[str, int]) -> list[int]:
         case "agent":
             found = [child for pid in of_role("zygote", services) for child in children(pid)]
         case "client":
-            found = [pid for pid in _all() if "-I -S" in _command(pid)[:60] and "delivery/pipe.py" in _command(pid)]
+            found = [pid for pid in _all() if _is_client(_command(pid))]
         case "master":
             found = [master()]
         case _:
             found = [pid for pid in children(master()) if _command(pid).split(" ")[0].endswith(role)]
     return [pid for pid in found if is_running(pid)]
+
+
+def _is_client(command: str) -> bool:
+    """Return whether it is a pipe client, Python's or a compiled one."""
+    python = "-I -S" in command[:60] and "delivery/pipe.py" in command
+    return python or command.split(" ")[0].endswith("/milterapp-client")
 
 
 def _all() -> Iterator[int]:

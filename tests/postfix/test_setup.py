@@ -151,6 +151,55 @@ def test_what_the_site_wants_no_more_goes(setup: Setup, instance: Path, tmp_path
     assert files(instance) == original
 
 
+def test_a_compiled_client_takes_the_place_of_pythons(setup: Setup, instance: Path, tmp_path: Path) -> None:
+    """With delivery.client set, argv= of both pipe services is that; without, Python's again; undo leaves no trace."""
+    configure(instance, PLAIN)
+    original = files(instance)
+    config = tmp_path / "milterapp.yaml"
+    site = "delivery:\n  recipients: /etc/milterapp/recipients\n  socket: /run/other\n"
+    config.write_text(site)
+    assert setup("--apply", "--config", str(config)).returncode == 0
+    python = (instance / "master.cf").read_text()
+    config.write_text(f"{site}  client: /bin/true\n")
+    printed = setup("--print", "--config", str(config)).stdout.decode()
+    done = setup("--apply", "--config", str(config))
+    assert (done.returncode, done.stdout.count(b"master.cf: ")) == (0, 2)
+    compiled = (instance / "master.cf").read_text()
+    for option in ("--socket=/run/other", "--virtual=/run/other"):
+        for text in (printed, " ".join(compiled.split())):
+            assert f"argv=/bin/true {option} ${{sender}} ${{recipient}} " in text
+    assert ("pipe.py" in python, "pipe.py" in compiled) == (True, False)
+    assert setup("--apply", "--config", str(config)).stdout == b"nothing to do: milterapp is attached already\n"
+    config.write_text(site)
+    assert setup("--apply", "--config", str(config)).returncode == 0
+    assert "pipe.py --socket=/run/other" in " ".join((instance / "master.cf").read_text().split())
+    config.write_text(f"{site}  client: /bin/true\n")
+    assert setup("--apply", "--config", str(config)).returncode == 0
+    assert setup("--undo").stdout == b"taken out\n"
+    assert files(instance) == original
+
+
+@pytest.mark.parametrize(
+    ("client", "says"),
+    [
+        pytest.param("/nonexistent/client", b"No such file or directory: make it with packaging/client", id="absent"),
+        pytest.param("/etc/passwd", b"/etc/passwd is no file that every account may execute", id="no program"),
+        pytest.param("bin/client", b"expected a path from `/`", id="relative"),
+    ],
+)
+def test_a_client_that_cannot_be_used_is_named_before_anything_changes(
+    setup: Setup, instance: Path, tmp_path: Path, client: str, says: bytes
+) -> None:
+    """A compiled client that is not there, or is none, is a problem of the configuration, 78, and nothing changes."""
+    configure(instance, PLAIN)
+    config = tmp_path / "milterapp.yaml"
+    config.write_text(f"delivery:\n  client: {client}\n")
+    before = files(instance)
+    done = setup("--apply", "--config", str(config))
+    assert (done.returncode, says in done.stderr, b"Traceback" in done.stderr) == (78, True, False), done.stderr
+    assert files(instance) == before
+
+
 def test_undo_leaves_what_was_changed_since(setup: Setup, instance: Path) -> None:
     """Lines that came after --apply stay, in main.cf and master.cf; ours go."""
     configure(instance, PLAIN + b"smtpd_milters = inet:localhost:1\n")
