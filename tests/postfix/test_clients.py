@@ -57,7 +57,7 @@ def compiled_host(host: Site) -> Iterator[Site]:
 @pytest.fixture(scope="module", params=["python", "compiled"])
 def either(host: Site, request: pytest.FixtureRequest) -> Site:
     """The host with each of the clients."""
-    return host if request.param == "python" else request.getfixturevalue("compiled_host")  # type: ignore[no-any-return]
+    return host if request.param == "python" else request.getfixturevalue("compiled_host")
 
 
 @pytest.fixture
