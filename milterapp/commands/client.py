@@ -56,7 +56,8 @@ def _compiled(path: str) -> Iterator[str]:
         place = Path(os.path.realpath(path, strict=True))
         found = place.stat()
     except OSError as error:
-        yield f"{path}: {error.strerror}: make it with packaging/client"
+        remedy = ": make it with packaging/client" if isinstance(error, FileNotFoundError) else ""
+        yield f"{path}: {error.strerror}{remedy}"
         return
     if not stat.S_ISREG(found.st_mode) or not found.st_mode & stat.S_IXOTH:
         yield f"{path} is no file that every account may execute"

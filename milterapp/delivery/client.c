@@ -4,8 +4,9 @@
  *
  *     CLIENT [--socket=PATH | --virtual=PATH] SENDER RECIPIENT ORIGINAL QUEUE_ID CLIENT
  *
- * Must never: parse the message or an option after the first argument; allocate memory; let a fault of ours look like
- * anything but a temporary failure, or a message that pipe(8) did not finish like a whole one.
+ * Must never: look into the message, or for an option after the first argument; hold anything but in buffers of a fixed
+ * size; let a fault of ours look like anything but a temporary failure, or a message that pipe(8) did not finish like a
+ * whole one.
  *
  * Exit statuses: 0 delivered, 69 rejected (`5.7.1 text`), 75 try again (`4.3.0 text`). packaging/client builds it. A
  * change of it is one of client.py too: tests/delivery/test_clients.py holds both to the same.
