@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +97,24 @@ def test_without_a_monitor_mail_waits(site: Site) -> None:
         site.start_service("monitor")
     site.settle()
     assert subjects(site.folders("alice")["Filed"]) == {"waits": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_a_client_that_dies_while_it_waits_costs_nothing(site: Site, number: signal.Signals) -> None:
+    """Killed, stopped or crashed while its message is with the monitor: nothing bounces, and it arrives once."""
+    (submit,) = site.pids("submit")
+    os.kill(submit, signal.SIGSTOP)
+    try:
+        answer = site.send(message("under way"), [BOB])
+        site.wait(lambda: bool(site.pids("client")), "the delivery to begin", 20)
+        for pid in site.pids("client"):
+            os.kill(pid, number)
+        fate = site.deferred(answer.queue_id)
+        assert fate.dsn == "4.3.0"
+    finally:
+        os.kill(submit, signal.SIGCONT)
+    site.settle()
+    assert subjects(site.inbox("bob")) == {"under way": 1}
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
