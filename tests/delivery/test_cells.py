@@ -140,6 +140,43 @@ CELLS = (
     Cell("script", "never", "write, open beyond its folder, network, exec, fork, signal", (
         "delivery/test_sandbox.py::test_escapes", "delivery/test_sandbox.py::test_the_filter_alone",
     )),
+    Cell("runner", "may", "start what the site allows, with its user's ids", (
+        "delivery/test_runner.py::test_what_a_program_is_given", "delivery/test_runner.py::test_beside_an_agent",
+        "postfix/test_programs.py::test_a_program_takes_a_message",
+    )),
+    Cell("runner", "never", "start what the site does not name, or options that it does not allow", (
+        "delivery/test_runner.py::test_arguments_that_are_refused",
+    )),
+    Cell("runner", "never", "other ids, another user's files, the services", (TAKEN,)),
+    Cell("runner", "never", "outlive its agent", (
+        "delivery/test_runner.py::test_the_agent_that_hangs_up_takes_the_program_with_it",
+        "delivery/test_runner.py::test_beside_an_agent",
+    )),
+    Cell("program", "may", "run as its user: take a message, give one back, answer with a status", (
+        "postfix/test_programs.py::test_a_program_takes_a_message",
+        "postfix/test_programs.py::test_a_filter_and_a_command", "postfix/test_programs.py::test_without_a_monitor",
+    )),
+    Cell("program", "may", "write its home and what the site lets it, use the network where the site lets it", (
+        TAKEN, "delivery/test_runner.py::test_the_sandbox",
+        "delivery/test_runner.py::test_the_network_where_the_site_allows_it",
+    )),
+    Cell("program", "may", "go on within its bounds of time, output, memory and processes", (
+        "delivery/test_runner.py::test_a_deadline_is_kept", "delivery/test_runner.py::test_a_flood_is_ended",
+        "delivery/test_runner.py::test_memory_is_bounded", "delivery/test_runner.py::test_a_fork_bomb",
+        "delivery/test_runner.py::test_where_proc_hides_processes",
+        "postfix/test_programs.py::test_only_that_delivery_waits",
+    )),
+    Cell("program", "never", "leave a process behind", (
+        "delivery/test_runner.py::test_nothing_gets_away", "delivery/test_runner.py::test_a_chain_of_forks",
+    )),
+    Cell("program", "never", "gain privilege: setuid, a user namespace, ids below the floors, group disk", (
+        TAKEN, "delivery/test_runner.py::test_a_setuid_program_gains_nothing",
+        "delivery/test_runner.py::test_the_filter_of_either_architecture",
+        "postfix/test_programs.py::test_check_says_what_will_not_work",
+    )),
+    Cell("program", "never", "another user's files or submission, the services, its agent and runner", (
+        TAKEN, "delivery/test_runner.py::test_the_sandbox",
+    )),
     Cell("submit", "may", "send for keep to the envelope's recipient", (
         "delivery/test_submit.py::test_keep_hands_the_message_back_as_it_came",
     )),

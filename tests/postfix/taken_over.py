@@ -3,7 +3,8 @@
     taken_over.py ROLE FOLDER SETTINGS
 
 ROLE: milter (the supervisor and a worker), submit, lmtp, client, spawner (and a script process of it), monitor (it
-starts zygote, resolver and an agent), and alice, what else runs with an agent's ids.
+starts zygote, resolver and an agent; beside that a runner, which starts programs), and alice, what else runs with an
+agent's ids.
 FOLDER: where `targets.json` says whom and what to try, and where each role writes `ROLE.json`: the name of each try,
 and `done` or the name of the error. SETTINGS: as JSON, with sockets of its own, so that the services still run.
 """
@@ -16,11 +17,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = ["probe"]
 
@@ -88,6 +90,12 @@ def shadow_through_a_namespace() -> None:
         pass
 
 
+def shadow_through_setuid(program: str) -> None:
+    """Have a setuid copy of head(1) open /etc/shadow."""
+    if subprocess.run([program, "-c", "0", "/etc/shadow"], check=False, stderr=subprocess.DEVNULL).returncode != 0:
+        raise PermissionError(errno.EACCES, program)
+
+
 def connect(kind: int, place: str | tuple[str, int]) -> None:
     """Connect to a socket."""
     with socket.socket(socket.AF_UNIX if isinstance(place, str) else socket.AF_INET, kind) as connection:
@@ -133,6 +141,7 @@ def probe(targets: Mapping[str, Any]) -> dict[str, str]:
         "become nobody in particular": in_child(lambda: os.setresuid(2**32 - 2, -1, -1)),
         "/etc/shadow": word(lambda: read("/etc/shadow")),
         "/etc/shadow through a user namespace": in_child(shadow_through_a_namespace),
+        "/etc/shadow through a setuid program": word(lambda: shadow_through_setuid(targets["setuid"])),
         "a user namespace by clone": in_child(namespace_by_clone),
         "alice's rules": word(lambda: read("/home/alice/.milterapp/rules.yaml")),
         "a file in alice's home": word(lambda: write(f"/home/alice/from-{own}")),
@@ -246,6 +255,13 @@ def alice(run: TakenOver) -> int:
     return 0
 
 
+def program(run: TakenOver) -> int:
+    """Be a program of a rule's; it writes where its output goes. The last argument is its agent's process."""
+    run.targets["pids"] |= {"its agent": int(sys.argv[-1]), "its runner": os.getppid()}
+    print(json.dumps({**probe(run.targets), "capabilities": _capabilities()}))
+    return 0
+
+
 def monitor(run: TakenOver) -> int:
     """Be the monitor, then have a zygote, a resolver and an agent."""
     from milterapp.delivery import kinds, wire
@@ -284,18 +300,33 @@ def monitor(run: TakenOver) -> int:
 
 
 def zygote(run: TakenOver) -> int:
-    """Be the zygote, and serve with an agent that was taken over."""
+    """Be the zygote, and serve with an agent that was taken over, its runner too, and the programs that it starts."""
+    from milterapp.delivery import runner
     from milterapp.delivery import zygote as service
+    from milterapp.delivery.programs import Programs
+
+    serve = runner.serve
 
     def load(_: Mapping[str, Any]) -> service.Serve:
         run.tell("zygote")
         return agent
 
+    def taken(
+        control: socket.socket, programs: Mapping[str, runner.Bounds], home: str, user: str, agent: int
+    ) -> NoReturn:
+        run.tell("runner")
+        serve(control, programs, home, user, agent)
+
     def agent(control: socket.socket, home: str, user: str) -> None:
         run.tell("agent", {"home": home, "user": user})
+        beside = Programs(socket.socket(fileno=service.PROGRAMS))
+        for name in ("program", "program with the network"):
+            ran = beside.run(name, [str(os.getpid())], b"\n", {}, wanted=True)
+            run.write(name, json.loads(ran.output) if ran.done else {"how": f"{ran}: {ran.said}"})
         control.send(b"told")
         os._exit(0)
 
+    runner.serve = taken
     return service.start(["zygote", run.settings], load)
 
 
@@ -312,7 +343,7 @@ def resolver(run: TakenOver) -> int:
 
 ROLES: Mapping[str, Callable[[TakenOver], int]] = {
     "milter": milter, "submit": submit, "lmtp": lmtp, "client": client, "alice": alice, "monitor": monitor,
-    "zygote": zygote, "resolver": resolver, "spawner": spawner,
+    "zygote": zygote, "resolver": resolver, "spawner": spawner, "program": program,
 }  # fmt: skip
 
 

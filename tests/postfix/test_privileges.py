@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from milterapp.settings import Settings
+from milterapp.delivery import linux
+from milterapp.settings import Program, Settings
 from tests.postfix import processes
 from tests.postfix.harness import PYTHON, Site, message
 
@@ -50,6 +51,8 @@ def _settings(folder: Path) -> str:
     settings["submit"] |= {"socket": f"{folder}/submit/socket", "state": f"{folder}/state"}
     settings["lmtp"] |= {"socket": f"{folder}/lmtp/socket"}
     settings["script"] |= {"socket": f"{folder}/script/socket"}
+    probing = dataclasses.asdict(Program((PYTHON, "-I", "-B", PROGRAM, "program", str(folder), "{}"), time=60))
+    settings["programs"] = {"program": probing, "program with the network": probing | {"network": True}}
     return json.dumps(settings)
 
 
@@ -70,16 +73,20 @@ def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
     roles = ("milter", "worker", "monitor", "resolver", "zygote", "agent", "submit", "script")
     pids = {role: host.pids(role)[0] for role in roles}
     pids |= {"postfix": processes.master(), "lmtp": host._services["lmtp"].pid}
-    targets = {"ids": {name: pwd.getpwnam(name).pw_uid for name in ACCOUNTS}, "pids": pids, "sockets": SOCKETS}
+    setuid = folder / "head"
+    shutil.copy("/usr/bin/head", setuid)
+    setuid.chmod(0o4755)
+    ids = {name: pwd.getpwnam(name).pw_uid for name in ACCOUNTS}
+    targets = {"ids": ids, "pids": pids, "sockets": SOCKETS, "setuid": str(setuid)}
     (folder / "targets.json").write_text(json.dumps(targets))
     settings = _settings(folder)
     try:
         for role in ("milter", "submit", "lmtp", "client", "spawner", "alice", "monitor"):
             account = {"client": "milterapp-pipe", "alice": "alice"}.get(role)
-            ids: dict[str, Any] = {"user": account, "group": account, "extra_groups": []} if account else {}
+            drop: dict[str, Any] = {"user": account, "group": account, "extra_groups": []} if account else {}
             done = subprocess.run(
                 [PYTHON, "-I", "-B", PROGRAM, role, str(folder), settings],
-                check=False, capture_output=True, text=True, timeout=120, cwd="/", **ids,
+                check=False, capture_output=True, text=True, timeout=120, cwd="/", **drop,
             )  # fmt: skip
             assert done.returncode == 0, f"{role}: {done.stdout}{done.stderr}"
         yield {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
@@ -94,6 +101,7 @@ def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
 # What succeeds; everything else that `taken_over.py` tries must be refused.
 UNIT = {"the network"}  # closed by the units: PrivateNetwork, IPAddressDeny and RestrictAddressFamilies
 ORDINARY = {"a new process", "a program", "to listen"}  # as any account
+SETUID = {"/etc/shadow through a setuid program"}  # of an account that nothing of milterapp's has confined
 SAME = {"kill monitor", "kill zygote", "kill resolver"}  # one account
 MAY: Mapping[str, set[str]] = {
     "supervisor": UNIT | ORDINARY | {"the socket of the milter", "the socket of the milter's control", "kill milter",
@@ -102,7 +110,7 @@ MAY: Mapping[str, set[str]] = {
                                  "kill worker", "the socket of the spawner"},
     "spawner": UNIT | ORDINARY | {"the socket of the spawner", "kill script"},
     "site script": set(),
-    "client": UNIT | ORDINARY | {"the socket of the monitor"},
+    "client": UNIT | ORDINARY | SETUID | {"the socket of the monitor"},
     "lmtp": UNIT | ORDINARY | {"the socket of the monitor", "the socket of the LMTP door", "kill lmtp"},
     "submit": UNIT | ORDINARY | {"the socket of submit", "the socket of hand-back", "the socket of sending",
                                  "the socket of Postfix's queue manager", "what submit remembers", "become submit",
@@ -113,14 +121,21 @@ MAY: Mapping[str, set[str]] = {
                              "the socket of the monitor", "the place of the monitor's socket"},
     "resolver": UNIT | {"the socket of the monitor"},  # which does not take it: test_monitor.py
     # No process of milterapp: what else runs with alice's ids beside her agent.
-    "alice": UNIT | ORDINARY | {"alice's rules", "a file in alice's home", "kill agent"},
+    "alice": UNIT | ORDINARY | SETUID | {"alice's rules", "a file in alice's home", "kill agent"},
     "agent": {"a new process", "alice's rules", "a file in alice's home", "kill agent"},
+    "runner": UNIT | ORDINARY | {"alice's rules", "a file in alice's home", "kill agent"},
+    "program": {"a new process", "a program", "alice's rules", "a file in alice's home"},
+    "program with the network": {"a new process", "a program", "alice's rules", "a file in alice's home",
+                                 "the network"},
 }  # fmt: skip
 # What the kernel may let an account do, or not: Yama, unprivileged user namespaces. No process gains by it.
 PERHAPS = {
     **{role: {"a user namespace by clone"}
        for role in ("supervisor", "worker", "client", "lmtp", "submit", "alice", "spawner")},
     "monitor": {"memory of zygote"}, "zygote": {"memory of zygote"}, "resolver": {"memory of resolver"},
+    # What Landlock adds, where the kernel has it.
+    **{role: {what for abi, what in ((1, "to listen"), (6, "kill agent")) if linux.landlock_abi() < abi}
+       for role in ("program", "program with the network")},
 }  # fmt: skip
 REFUSED = {"EPERM", "EACCES", "ENOSPC"}  # ENOSPC: the kernel allows no user namespaces at all
 
