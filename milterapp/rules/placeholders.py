@@ -127,6 +127,8 @@ PARTS = ("", "address", "localpart", "user", "detail", "domain")
 NAMED = (*PARTS, "name")
 ALONE = ("",)
 
+_DETAILED = Kind(Stage.RCPT, ALONE, _detail)
+
 VALUES: dict[str, Kind] = {
     "client": Kind(Stage.CONNECT, ALONE, lambda facts, _: facts.envelope.client or None),
     "client_name": Kind(Stage.CONNECT, ALONE, lambda facts, _: facts.envelope.client_name or None, personal=False),
@@ -134,7 +136,8 @@ VALUES: dict[str, Kind] = {
     "sender": Kind(Stage.MAIL, PARTS, lambda facts, part: _envelope(facts, facts.envelope.sender, part)),
     "login": Kind(Stage.MAIL, ALONE, lambda facts, _: facts.envelope.login or None, personal=False),
     "recipient": Kind(Stage.RCPT, PARTS, lambda facts, part: _envelope(facts, facts.recipient, part)),
-    "detail": Kind(Stage.RCPT, ALONE, _detail),
+    "detail": _DETAILED,
+    "extension": _DETAILED,  # Postfix's word for it
     "from": Kind(Stage.HEADERS, NAMED, _field("From")),
     "to": Kind(Stage.HEADERS, NAMED, _field("To")),
     "cc": Kind(Stage.HEADERS, NAMED, _field("Cc")),
@@ -148,7 +151,7 @@ VALUES: dict[str, Kind] = {
 }
 
 # Values that are one recipient's, and so cannot stand where all of them are decided for.
-ONE_RECIPIENT = frozenset(("recipient", "detail"))
+ONE_RECIPIENT = frozenset(("recipient", "detail", "extension"))
 
 
 def read_value(value: Value, facts: Facts) -> str | None:

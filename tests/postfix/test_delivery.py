@@ -270,6 +270,21 @@ def test_an_extension_reaches_its_user_and_can_be_tested(site: Site) -> None:
     assert found == {"": ["empty", "to another"], "Shops": ["to the shop"]}
 
 
+def test_an_extension_by_either_name_makes_a_folder(site: Site) -> None:
+    """`${extension}` and `${detail}` are the same value, at the SMTP door too; without one a rule does not hold."""
+    site.site_rules("rules:\n  - name: no\n    if:\n      recipient: {detail: spam}\n    then:\n"
+                    "      reject: '5.1.1 No such box as ${extension}'\n")  # fmt: skip
+    site.rules("alice", "rules:\n  - name: plus\n    then:\n      file: 'Plus/${extension}'\n")
+    site.rules("bob", "rules:\n  - name: plus\n    then:\n      file: 'Plus/${detail}'\n")
+    for name in ("alice+shop", "alice", "bob+shop"):
+        site.send(message("hello"), [f"{name}@example.org"])
+    refused = site.send(message("hello"), ["alice+spam@example.org"])
+    site.settle()
+    assert {name: len(found) for name, found in site.folders("alice").items()} == {"Plus/shop": 1, "": 1}
+    assert list(site.folders("bob")) == ["Plus/shop"]
+    assert refused.refused["alice+spam@example.org"] == (550, "5.1.1 No such box as spam")
+
+
 def test_the_null_sender_is_delivered(site: Site) -> None:
     """A bounce from elsewhere is delivered with its empty return path."""
     site.rules("alice", LISTS)

@@ -214,6 +214,22 @@ def test_values_of_the_message(then: str, wanted: object) -> None:
     assert decision.deliveries[0] == wanted
 
 
+@pytest.mark.parametrize("word", ["detail", "extension"])
+def test_a_detail_under_either_name(word: str) -> None:
+    """What follows the delimiter goes by our word and by Postfix's, in personal rules and in site rules."""
+    rules = policy_of(rules_of((HOLDS, f"{{file: 'Plus/${{{word}}}'}}")))
+    assert decide(rules, facts_of(recipient="alice+shop@example.com")).deliveries[0] == File(("Plus", "shop"))
+    without = decide(rules, facts_of())
+    assert (without.deliveries[0], f"no value for ${{{word}}}" in without.rules[0].reason) == (
+        Keep(implicit=True),
+        True,
+    )
+    site = policy_of(f"rules:\n- name: a\n  then: {{reject: '5.1.1 No ${{{word}}}'}}\n", site=True)
+    answer = decide(site, facts_of(recipient="alice+shop@example.com", stage=Stage.RCPT)).reply
+    assert str(answer) == "550 5.1.1 No shop"
+    assert decide(site, facts_of(stage=Stage.RCPT)).verdict is Verdict.NONE
+
+
 def test_an_absent_value_is_explained() -> None:
     """The trace names the value that was not there."""
     decision = decide_text(rules_of((HOLDS, "{file: '${header.X-None}'}")))

@@ -153,6 +153,14 @@ ACTIONS = {
     "a personal action": ("{file: A}", "2: the action 'file' cannot stand in a site rule"),
     "brackets": ("{prefix_subject: [EXT]}", "18: a list, expected a text; quote it, thus: '[EXT]'"),
     "unknown value": ("{reject: '${subjct}'}", "10: unknown value '${subjct}', did you mean 'subject'?; known: "),
+    "nearly Postfix's word": (
+        "{reject: '${extention}'}",
+        "10: unknown value '${extention}', did you mean 'extension'?",
+    ),
+    "a part of what has none": (
+        "{reject: '${extension.x}'}",
+        "10: unknown value '${extension.x}', did you mean 'extension'?",
+    ),
     "value not closed": (
         "{reject: '${subject'}",
         "10: '${subject' is not closed, expected '}'; write '$${' for a plain '${'",
@@ -276,6 +284,15 @@ FILES = {
         [
             (
                 "f:6:9: ${subject} in a rule on one `recipient`; say `any_recipient` or `every_recipient`: what"
+                " follows after rcpt is for all recipients"
+            )
+        ],
+    ),
+    "an extension and a later action": (
+        "rules:\n- name: a\n  then: {add_header: {X-A: '${extension}'}}\n",
+        [
+            (
+                "f:5:9: `add_header` in a rule on one `recipient`; say `any_recipient` or `every_recipient`: what"
                 " follows after rcpt is for all recipients"
             )
         ],
