@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from milterapp.delivery import filtered, notice, record, refusals, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
-from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out
+from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral
 from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
@@ -170,7 +170,7 @@ class Agent:
                 self._tell(arrived, home, event)
             event.update(_explained(decision), retry=bool(text))
             if decision.verdict is Verdict.DEFER:
-                return Answer("defer", decision.could_not_tell or _deferral(decision))
+                return Answer("defer", decision.could_not_tell or deferral(decision.reply))
             keep_here = self._settings.keep == "maildir"
             ruleless = loaded is not None and loaded.policy is loaded.site is None and not loaded.problems
             if home is None or (ruleless and not keep_here):
@@ -335,10 +335,6 @@ def _hand_back(arrived: _Arrived) -> Answer:
     if outcome.word == "done":
         return Answer("ok", "", {"keep": outcome})
     return Answer("defer", f"keep: {outcome.detail}", {"keep": outcome})
-
-
-def _deferral(decision: Decision) -> str:
-    return decision.reply.line if decision.reply is not None else "deferred by a rule of its recipient"
 
 
 def _place(error: Exception) -> str:

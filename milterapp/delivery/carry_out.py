@@ -27,7 +27,7 @@ from milterapp.rules.decision import Decision, Filter, Reply, Verdict
 from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Pipe, Send, SendReply, Vacation
 from milterapp.state.journal import Journal, Key, Prepared, StateError
 
-__all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "rejection", "through"]
+__all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "deferral", "rejection", "through"]
 
 SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a message
 _FIELD = re.compile(rb"[!-9;-~]{1,200}[ \t]*:")  # how a header begins, RFC 5322 section 2.2
@@ -287,7 +287,16 @@ def _why(deliveries: Sequence[Delivery], failed: Sequence[str], outcomes: Mappin
 
 def rejection(reply: Reply | None) -> str:
     """Return `5.x.y text` for pipe(8): an enhanced status of class 5 at its first byte, one printable line."""
+    return _answered(reply, "5.7.1", "Message refused by its recipient")
+
+
+def deferral(reply: Reply | None) -> str:
+    """Return `4.x.y text` likewise: pipe(8) defers with that status, and lmtp(8) does."""
+    return _answered(reply, "4.7.1", "Message deferred by its recipient")
+
+
+def _answered(reply: Reply | None, default: str, text: str) -> str:
     if reply is None:
-        return "5.7.1 Message refused by its recipient"
-    status = reply.status if reply.status.startswith("5.") else "5.7.1"
+        return f"{default} {text}"
+    status = reply.status if reply.status.startswith(default[:2]) else default
     return printable(f"{status} {reply.line}", 500)

@@ -337,6 +337,24 @@ def test_discard(person: Person, start: Start) -> None:
     assert submit.asked == []
 
 
+@pytest.mark.parametrize(
+    ("then", "text"),
+    [
+        pytest.param("defer", "4.7.1 Please try again later", id="alone"),
+        pytest.param('{defer: "4.2.1 Not today"}', "4.2.1 Not today", id="with a status"),
+        pytest.param('{defer: "450 4.2.0 Not today"}', "4.2.0 Not today", id="with a code"),
+        pytest.param('{defer: "Not today\\nAsk again"}', "4.7.1 Not today Ask again", id="of two lines"),
+    ],
+)
+def test_a_deferral_has_the_rules_status(person: Person, start: Start, then: str, text: str) -> None:
+    """What `defer` says begins with its enhanced status, as pipe(8) and LMTP tell Postfix; a fault of ours has none."""
+    person.write(f"rules:\n  - name: later\n    then: {then}\n")
+    agent = start()
+    assert (agent.deliver(Submit()).status, agent.deliver(Submit()).text) == ("defer", text)
+    person.write("rules:\n  - name: later\n    then: defr\n")
+    assert agent.deliver(Submit()).text.startswith("the rules of the recipient cannot be used")
+
+
 def test_defer_decides_again(person: Person, start: Start) -> None:
     """`defer` does nothing and is not remembered: the next attempt asks the rules as they are then."""
     person.write(COPY + DEFER.partition("rules:\n")[2])

@@ -76,6 +76,19 @@ def test_a_reject_is_a_notice(site: Site) -> None:
     assert inbox("alice") == []
 
 
+def test_a_deferral_has_its_status(site: Site) -> None:
+    """A rule's `defer` waits in Postfix's queue with its own status and words; a fault of ours has 4.3.0."""
+    site.rules("alice", 'rules:\n  - name: later\n    then:\n      defer: "4.2.1 Not today"\n')
+    site.rules("bob", "rules:\n  - name: x\n    then: kep\n")
+    own, fault = (site.deferred(site.send(message("later"), [one]).queue_id) for one in (ALICE, BOB))
+    assert (own.dsn, own.text.strip()) == ("4.2.1", "Not today")
+    assert (fault.dsn, "the rules of the recipient cannot be used" in fault.text) == ("4.3.0", True)
+    for person in ("alice", "bob"):
+        site.rules(person, "rules:\n  - name: all\n    then: keep\n")
+    site.settle()
+    assert ("later" in subjects(inbox("alice")), "later" in subjects(inbox("bob"))) == (True, True)
+
+
 def test_a_retry_repeats_nothing(site: Site) -> None:
     """An alias with a member who is deferred is tried again as a whole; the other member has one copy."""
     site.aliases({"team": "alice, bob"})
