@@ -124,9 +124,13 @@ class SubmitSettings:
 
 @dataclass(frozen=True, slots=True)
 class LmtpSettings:
-    """The LMTP door. socket_group: who may connect; connections: how many at once."""
+    """The LMTP door. virtual_socket: that for recipients of virtual domains, where there are any.
+
+    socket_group: who may connect; connections: how many at once.
+    """
 
     socket: str = "/var/spool/postfix/milterapp-lmtp/socket"
+    virtual_socket: str = "/var/spool/postfix/milterapp-lmtp/virtual"
     socket_group: str = "postfix"
     connections: int = 100
 

@@ -80,6 +80,7 @@ _FROM_ROOT = (
     "milter.rules",
     "delivery.socket",
     "lmtp.socket",
+    "lmtp.virtual_socket",
     "script.socket",
     "submit.socket",
     "submit.state",

@@ -74,7 +74,9 @@ def _site(settings: Settings, postfix: Configuration, door: str | None) -> Site:
     command = client.command(settings)
     lmtp = settings.lmtp.socket.removeprefix(f"{postfix.queue}/") if door == "lmtp" else ""
     virtual = client.command(settings, virtual=True) if settings.delivery.recipients else ()
-    return Site(settings.accounts.pipe, command, settings.delivery.agents, lmtp, settings.milter.transports, virtual)
+    lmtp_virtual = settings.lmtp.virtual_socket.removeprefix(f"{postfix.queue}/") if lmtp and virtual else ""
+    agents, transports = settings.delivery.agents, settings.milter.transports
+    return Site(settings.accounts.pipe, command, agents, lmtp, transports, virtual, lmtp_virtual)
 
 
 def _print(site: Site, postfix: Configuration, settings: Settings) -> int:
@@ -144,8 +146,9 @@ def _apply(site: Site, postfix: Configuration, settings: Settings, *, reload: bo
             f"note: no milter at {settings.milter.socket} yet: until `milterapp milter` runs, Postfix answers 4xx",
             file=sys.stderr,
         )
-    if site.lmtp and not _is_socket(settings.lmtp.socket):
-        print(f"note: no door at {settings.lmtp.socket} yet: until `milterapp lmtp` runs, mail waits", file=sys.stderr)
+    for ours, door in ((site.lmtp, settings.lmtp.socket), (site.lmtp_virtual, settings.lmtp.virtual_socket)):
+        if ours and not _is_socket(door):
+            print(f"note: no door at {door} yet: until `milterapp lmtp` runs with it, mail waits", file=sys.stderr)
     return os.EX_OK
 
 
@@ -171,7 +174,8 @@ def _obstacles(site: Site, postfix: Configuration, settings: Settings) -> Iterat
     absent = [one for one in (*wanted, *([accounts.lmtp] if site.lmtp else [])) if not _exists(one)]
     if absent:
         yield f"no such account: {', '.join(absent)}: run packaging/accounts (or systemd-sysusers) first"
-    yield from _client(site, settings)
+    if not site.lmtp:
+        yield from _client(site, settings)
     if "regexp" not in postfix.tables:
         yield "this Postfix has no regexp tables (postconf -m), which tell our faults from a rule's reject"
 

@@ -7,7 +7,8 @@ deferral.
 
 SECURITY. It runs as its own account without a capability, and with the pipe client's group, to reach the monitor's
 socket. Who may connect is for the socket's folder to say. What it can do is what the pipe client can: hand over a
-message with its envelope. It stays, so that no process is started for a message.
+message with its envelope. It stays, so that no process is started for a message. Which of its sockets a client came by
+says whether the recipients are accounts of this host or people in virtual domains: nothing that a client says can.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -22,6 +24,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from milterapp.delivery import door, linux, threads, wire
@@ -38,23 +41,25 @@ _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errn
 _STOPPING = 30.0  # seconds for which a stop waits for messages under way; the journals know the rest
 
 
-def ask(path: str, items: Sequence[Item], message: int, *, deadline: float = DEADLINE) -> list[Answer]:
+def ask(
+    path: str, items: Sequence[Item], message: int, kind: str = "DELIVER", *, deadline: float = DEADLINE
+) -> list[Answer]:
     """Hand the message to the monitor for each recipient, all at once; return their answers in the same order.
 
-    Every fault is a deferral of that one recipient. message: sealed, shared by all of them.
+    Every fault is a deferral of that one recipient. message: sealed, shared by all of them; kind: of `kinds.DELIVER`.
     """
     until = time.monotonic() + deadline
     with ExitStack() as stack:
-        asked = [_begin(path, item, message, stack) for item in items]
+        asked = [_begin(path, item, message, kind, stack) for item in items]
         return [one if isinstance(one, Answer) else _wait(one, until) for one in asked]
 
 
-def _begin(path: str, item: Item, message: int, stack: ExitStack) -> socket.socket | Answer:
+def _begin(path: str, item: Item, message: int, kind: str, stack: ExitStack) -> socket.socket | Answer:
     connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     try:
         connection.settimeout(10)
         connection.connect(path)
-        wire.send(connection, "DELIVER", item, (message,))
+        wire.send(connection, kind, item, (message,))
     except (OSError, wire.WireError) as error:
         return Answer("defer", f"4.3.0 the monitor does not answer: {getattr(error, 'strerror', '') or error}")
     return connection
@@ -83,11 +88,19 @@ class Service:
         self._messages = 0
         self._stopping = False
 
-    def run(self, listener: socket.socket) -> None:
-        """Take connections until the listener is shut down; then wait for the messages under way."""
+    def run(self, listeners: Mapping[str, socket.socket]) -> None:
+        """Take connections until a listener is shut down; then wait for the messages under way.
+
+        listeners: by the kind of datagram that the monitor gets for who comes there, of `kinds.DELIVER`.
+        """
         threading.stack_size(_STACK)
+        poll = select.poll()
+        for listener in listeners.values():
+            poll.register(listener, select.POLLIN)
         while True:
             place = self._room.place()
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            kind, listener = next(one for one in listeners.items() if one[1].fileno() in ready)
             try:
                 connection, _ = listener.accept()
             except OSError as error:
@@ -98,7 +111,7 @@ class Service:
                 time.sleep(1)
                 continue
             try:
-                threads.start(self._serve, connection, place)
+                threads.start(partial(self._serve, kind), connection, place)
             except RuntimeError as error:
                 self._log("error", "connection refused", error=str(error))
                 connection.close()
@@ -107,11 +120,12 @@ class Service:
             self._stopping = True
             self._quiet.wait_for(lambda: self._messages == 0, timeout=_STOPPING)
 
-    def _serve(self, connection: socket.socket, _place: threads.Place) -> None:
+    def _serve(self, kind: str, connection: socket.socket, _place: threads.Place) -> None:
         try:
             with connection:
                 connection.settimeout(_IDLE)
-                Session(connection, self._hand_over, stopping=lambda: self._stopping, busy=self._busy).run()
+                hand_over = partial(self._hand_over, kind)
+                Session(connection, hand_over, stopping=lambda: self._stopping, busy=self._busy).run()
         except OSError as error:
             self._log("warning", "connection closed", error=error.strerror or str(error))
         except Exception as error:  # noqa: BLE001 - a thread's edge: Postfix sees the end of the connection and defers
@@ -122,9 +136,9 @@ class Service:
             self._messages += 1 if busy else -1
             self._quiet.notify_all()
 
-    def _hand_over(self, items: Sequence[Item], message: int) -> Sequence[Answer]:
+    def _hand_over(self, kind: str, items: Sequence[Item], message: int) -> Sequence[Answer]:
         start = time.monotonic()
-        answers = ask(self._monitor, items, message)
+        answers = ask(self._monitor, items, message, kind)
         self._log(
             "info", "message", queue_id=items[0]["queue_id"], recipients=len(items), size=os.fstat(message).st_size,
             answers=" ".join(one.status for one in answers), seconds=round(time.monotonic() - start, 3),
@@ -139,21 +153,30 @@ def main(argv: list[str]) -> int:
         return os.EX_USAGE
     settings: Mapping[str, Any] = json.loads(argv[0])
     own, accounts, log = settings["lmtp"], settings["accounts"], Log("lmtp", settings["log"])
+    places = {"DELIVER": own["socket"]} | (
+        {"VIRTUAL": own["virtual_socket"]} if settings["delivery"]["recipients"] else {}
+    )
     try:
         client, account = linux.account(accounts["pipe"]), linux.account(accounts["lmtp"])
         group = linux.group(own["socket_group"])
-        door.make_folder(os.path.dirname(own["socket"]), account.uid, group, 0o2750)
+        for place in places.values():
+            door.make_folder(os.path.dirname(place), account.uid, group, 0o2750)
         linux.drop_to_account(accounts["lmtp"], supplementary=(str(client.gid),))
         linux.undumpable()
         os.umask(0o077)
-        listener = door.listen(own["socket"], 0o660, socket.SOCK_STREAM)
+        listeners = {kind: door.listen(place, 0o660, socket.SOCK_STREAM) for kind, place in places.items()}
     except (linux.PrivilegeError, ValueError, OSError) as error:
         log("error", "cannot start", error=str(error))
         return os.EX_TEMPFAIL if isinstance(error, OSError) else os.EX_CONFIG  # what may pass is tried again
+
+    def stop(*_: object) -> None:
+        for listener in listeners.values():
+            listener.shutdown(socket.SHUT_RDWR)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
-    log("info", "ready", socket=own["socket"])
-    Service(settings["delivery"]["socket"], log, connections=own["connections"]).run(listener)
+        signal.signal(number, stop)
+    log("info", "ready", socket=own["socket"], virtual=places.get("VIRTUAL"))
+    Service(settings["delivery"]["socket"], log, connections=own["connections"]).run(listeners)
     log("info", "stopped")
     return os.EX_OK
 

@@ -129,7 +129,7 @@ def notes(main: Mapping[str, str], services: Mapping[str, Service], *, virtual: 
         found.append(f"main.cf: local_transport = {transport}: local mail does not reach local(8), nor personal rules")
     if main.get("virtual_mailbox_domains"):
         transport = main.get("virtual_transport", "virtual")
-        if not virtual and transport != VIRTUAL:
+        if not virtual and not transport.startswith(VIRTUAL):
             found.append(
                 f"main.cf: virtual_mailbox_domains are delivered by {transport}: they pass no personal rules "
                 "(delivery.recipients, milterapp.yaml(5))"

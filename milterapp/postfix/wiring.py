@@ -146,8 +146,8 @@ class Site:
     """What of milterapp Postfix has to know.
 
     command: the program of the pipe service, each argument its own; virtual: that of virtual domains, () where their
-    mail is not to pass personal rules; agents: how many deliveries at once. lmtp: path of
-    the LMTP door's socket, below the queue directory or from `/`; "" where pipe(8) is the door. transports: what the
+    mail is not to pass personal rules; agents: how many deliveries at once. lmtp, lmtp_virtual: paths of
+    the LMTP door's sockets, below the queue directory or from `/`; "" where pipe(8) is the door. transports: what the
     in-line rules may name.
     """
 
@@ -157,11 +157,17 @@ class Site:
     lmtp: str = ""
     transports: tuple[str, ...] = ()
     virtual: tuple[str, ...] = ()
+    lmtp_virtual: str = ""
 
     @property
     def transport(self) -> str:
         """Return what mailbox_transport is set to."""
         return f"{TRANSPORT}unix:{self.lmtp}" if self.lmtp else TRANSPORT
+
+    @property
+    def virtual_transport(self) -> str:
+        """Return what virtual_transport is set to, where it is."""
+        return f"{VIRTUAL}unix:{self.lmtp_virtual}" if self.lmtp_virtual else VIRTUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,34 +243,40 @@ def wanted(
 
 def _door(site: Site, known: frozenset[str], status_table: str) -> tuple[Service, str]:
     """Return the service that local(8) hands mail to, and what it is for."""
-    agents = str(site.agents)
     if site.lmtp:
         return (
-            Service("milterapp", "unix", "-", "-", "n", "-", agents, f"lmtp{_options(_LMTP, known)}"),
+            _lmtp("milterapp", site, known),
             "delivery: hands a message and its envelope to `milterapp lmtp`, one answer a recipient",
         )
     return (
-        Service("milterapp", "unix", "-", "n", "n", "-", agents, _pipe(site, site.command, known, status_table)),
+        _pipe("milterapp", site, site.command, known, status_table),
         "delivery: hands a message and its envelope to `milterapp monitor`; our own failures only defer",
     )
 
 
-def _pipe(site: Site, command: Iterable[str], known: frozenset[str], status_table: str) -> str:
-    """Return the command of a pipe(8) service that starts the client."""
+def _lmtp(name: str, site: Site, known: frozenset[str]) -> Service:
+    """Return a service of lmtp(8) that reaches the LMTP door."""
+    return Service(name, "unix", "-", "-", "n", "-", str(site.agents), f"lmtp{_options(_LMTP, known)}")
+
+
+def _pipe(name: str, site: Site, command: Iterable[str], known: frozenset[str], status_table: str) -> Service:
+    """Return a service of pipe(8) that starts the client."""
     options = _options({"pipe_delivery_status_filter": f"regexp:{status_table}"}, known)
     argv = " ".join(_word(one) for one in command)
     envelope = "${sender} ${recipient} ${original_recipient} ${queue_id} ${client_address}"
-    return f"pipe{options} flags=Rq user={site.pipe_user} null_sender= argv={argv} {envelope}"
+    line = f"pipe{options} flags=Rq user={site.pipe_user} null_sender= argv={argv} {envelope}"
+    return Service(name, "unix", "-", "n", "n", "-", str(site.agents), line)
 
 
 def _virtual(
     site: Site, main: Mapping[str, str], known: frozenset[str], status_table: str, hand_back: Mapping[str, str],
     chroot: str,
 ) -> Iterable[tuple[Service, str]]:  # fmt: skip
-    """Yield the services for virtual domains: the door, always pipe(8), and the hand-back to what was there before."""
-    pipe = _pipe(site, site.virtual, known, status_table)
+    """Yield the services for virtual domains: the door, and the hand-back to what was there before."""
+    name = VIRTUAL.rstrip(":")
+    by_lmtp = bool(site.lmtp_virtual)
     yield (
-        Service("milterapp-virtual", "unix", "-", "n", "n", "-", str(site.agents), pipe),
+        _lmtp(name, site, known) if by_lmtp else _pipe(name, site, site.virtual, known, status_table),
         "delivery in virtual domains: as milterapp, but its recipients are those of delivery.recipients",
     )
     before = main.get("virtual_transport") or "virtual"
@@ -299,7 +311,10 @@ def _main(main: Mapping[str, str], site: Site) -> Iterable[Line]:
         yield Line("milterapp_destination_recipient_limit", "1", "one recipient a delivery")
         yield Line("milterapp_time_limit", TIME_LIMIT, "above milterapp's own deadline, which comes first")
     if site.virtual:
-        yield Line("virtual_transport", VIRTUAL, "each virtual recipient's mail passes that person's rules")
+        yield Line(
+            "virtual_transport", site.virtual_transport, "each virtual recipient's mail passes that person's rules"
+        )
+    if site.virtual and not site.lmtp_virtual:
         yield Line("milterapp-virtual_destination_recipient_limit", "1", "one recipient a delivery")
         yield Line("milterapp-virtual_time_limit", TIME_LIMIT, "above milterapp's own deadline, which comes first")
     yield Line("milterapp-keep_destination_recipient_limit", "1", "as local(8) has it")

@@ -74,6 +74,11 @@ CELLS = (
         TAKEN,
         "postfix/test_lmtp.py::test_what_the_door_reaches_were_it_taken_over",
     )),
+    Cell("lmtp", "never", "take the recipients of one socket for those of the other", (
+        "delivery/test_lmtp.py::test_the_socket_says_which_kind_of_recipient_it_is",
+        "postfix/test_virtual.py::test_neither_socket_takes_the_recipients_of_the_other",
+        "postfix/test_virtual.py::test_who_may_come_to_the_sockets",
+    )),
     Cell("monitor", "may", "take one bounded datagram from the doors' accounts", (
         "delivery/test_monitor.py::test_a_malformed_datagram_closes_its_connection_only",
         "delivery/test_monitor.py::test_another_uid_is_refused",
@@ -135,6 +140,10 @@ CELLS = (
     )),
     Cell("agent", "never", "touch another user's files", (
         TAKEN, "delivery/test_monitor_agents.py::test_another_persons_home_is_out_of_reach",
+    )),
+    Cell("agent", "never", "reach another's home of the same uid, in a virtual domain", (
+        "delivery/test_confined.py", "postfix/test_virtual.py::test_one_home_is_no_way_into_another",
+        "postfix/test_virtual.py::test_programs_and_scripts_stay_at_home",
     )),
     Cell("script", "may", "compute", ("delivery/test_sandbox.py::test_what_it_may",)),
     Cell("script", "never", "write, open beyond its folder, network, exec, fork, signal", (

@@ -41,6 +41,7 @@ class Monitor(threading.Thread):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.jobs: list[tuple[dict[str, str], bytes]] = []
+        self.kinds: list[str] = []
         self.gate: threading.Event | None = None
         self._listener = door.listen(path, 0o666)
         self.start()
@@ -61,6 +62,7 @@ class Monitor(threading.Thread):
                 return
             sealed.measure(job.descriptors[0], 1 << 30)
             self.jobs.append(({tag: job.text(tag) for tag in job.fields}, sealed.read(job.descriptors[0])))
+            self.kinds.append(job.kind)
             job.close()
             if self.gate is not None:
                 self.gate.wait(10)
@@ -85,20 +87,24 @@ class World:
     def __init__(self, folder: Path, connections: int = 10) -> None:
         self.monitor = Monitor(str(folder / "monitor"))
         self.address = str(folder / "lmtp")
-        self._listener = door.listen(self.address, 0o660, socket.SOCK_STREAM)
+        self._listeners = {
+            kind: door.listen(self.address + end, 0o660, socket.SOCK_STREAM)
+            for kind, end in (("DELIVER", ""), ("VIRTUAL", "-virtual"))
+        }
         service = lmtp.Service(str(folder / "monitor"), Log("lmtp"), connections=connections)
-        self.thread = threading.Thread(target=service.run, args=(self._listener,))
+        self.thread = threading.Thread(target=service.run, args=(self._listeners,))
         self.thread.start()
         self.clients: list[Client] = []
 
-    def client(self) -> Client:
-        """Return a new client, greeted."""
-        self.clients.append(Client(self.address))
+    def client(self, end: str = "") -> Client:
+        """Return a new client, greeted; end: `-virtual` for one at that socket."""
+        self.clients.append(Client(self.address + end))
         return self.clients[-1]
 
     def stop(self) -> None:
         """Stop as SIGTERM does."""
-        self._listener.shutdown(socket.SHUT_RDWR)
+        for one in self._listeners.values():
+            one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End everything."""
@@ -107,7 +113,8 @@ class World:
         if self.thread.is_alive():
             self.stop()
         self.thread.join(20)
-        self._listener.close()
+        for one in self._listeners.values():
+            one.close()
         self.monitor.close()
 
 
@@ -164,6 +171,26 @@ def test_one_message_for_one(world: World) -> None:
         "client": "192.0.2.1",
     }  # fmt: skip
     assert message == b"Return-Path: <a@example.org>\nSubject: x\n\n.dot\n\xe9\n"
+
+
+def test_the_socket_says_which_kind_of_recipient_it_is(world: World) -> None:
+    """Who comes by the socket for virtual domains names people of those; nothing said over a connection changes it."""
+    assert world.client("-virtual").deliver("ok@x.org")[0].startswith("250")
+    assert world.client().deliver("ok@x.org", "--virtual=/x@x.org", "VIRTUAL@x.org")[0].startswith("250")
+    assert world.monitor.kinds == ["VIRTUAL", *["DELIVER"] * 3]
+
+
+def test_one_place_is_enough_for_both_sockets(tmp_path: Path) -> None:
+    """With one connection at a time neither socket keeps the other waiting."""
+    world = World(tmp_path, connections=1)
+    try:
+        for end in ("", "-virtual", "", "-virtual"):
+            client = world.client(end)
+            assert client.deliver("ok@x.org")[0].startswith("250")
+            assert client.say(b"QUIT\r\n")[0].startswith("221")
+        assert world.monitor.kinds == ["DELIVER", "VIRTUAL"] * 2
+    finally:
+        world.close()
 
 
 def test_each_recipient_has_its_answer(world: World) -> None:
@@ -321,20 +348,27 @@ def settings() -> Iterator[Callable[..., str]]:
     with tempfile.TemporaryDirectory(prefix="milterapp-lmtp-") as folder:
         os.chmod(folder, 0o755)
 
-        def make(**accounts: str) -> str:
+        def make(recipients: str = "", **accounts: str) -> str:
             made = dataclasses.asdict(Settings())
             made["accounts"] |= {"lmtp": "65532", "pipe": "65531", **accounts}
+            made["delivery"]["recipients"] = recipients
             made["lmtp"] |= {"socket": f"{folder}/run/socket", "socket_group": "65530"}
+            made["lmtp"]["virtual_socket"] = f"{folder}/virtual/socket"
             return json.dumps(made)
 
         yield make
 
 
 @pytest.mark.root
-def test_the_service_drops_and_stops_when_told(settings: Callable[..., str]) -> None:
-    """Started by root it makes its folder and becomes its account with the client's group alone; SIGTERM ends it."""
-    text = settings()
-    place = Path(json.loads(text)["lmtp"]["socket"])
+@pytest.mark.parametrize("recipients", ["", "/etc/people"], ids=["accounts alone", "virtual domains too"])
+def test_the_service_drops_and_stops_when_told(settings: Callable[..., str], recipients: str) -> None:
+    """Started by root it makes its folders and becomes its account with the client's group alone; SIGTERM ends it.
+
+    It listens for virtual domains only where the site has people there.
+    """
+    text = settings(recipients)
+    own = json.loads(text)["lmtp"]
+    places = [Path(own["socket"]), Path(own["virtual_socket"])][: 2 if recipients else 1]
     service = subprocess.Popen([*SERVICE, text], stderr=subprocess.PIPE)
     try:
         assert service.stderr is not None
@@ -344,8 +378,10 @@ def test_the_service_drops_and_stops_when_told(settings: Callable[..., str]) -> 
         assert re.search(ids, status, re.MULTILINE)
         assert re.search(r"^CapEff:\t0+\nCapBnd:\t0+$", status, re.MULTILINE)
         assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
-        assert (stat.S_IMODE(place.parent.stat().st_mode), place.stat().st_gid) == (0o2750, 65530)
-        assert stat.S_IMODE(place.stat().st_mode) == 0o660
+        for place in places:
+            assert (stat.S_IMODE(place.parent.stat().st_mode), place.stat().st_gid) == (0o2750, 65530)
+            assert stat.S_IMODE(place.stat().st_mode) == 0o660
+        assert Path(own["virtual_socket"]).exists() == bool(recipients)
         service.send_signal(signal.SIGTERM)
         assert service.wait(20) == 0
     finally:

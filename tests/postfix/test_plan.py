@@ -149,7 +149,7 @@ def test_the_client_gets_each_argument_apart() -> None:
 @given(MAIN, st.booleans())
 def test_another_door_takes_the_place_of_the_first(main: dict[str, str], lmtp_first: bool) -> None:
     """Attached by one door and then by the other, Postfix has what the other alone would have given it."""
-    doors = [SITE, dataclasses.replace(SITE, lmtp="milterapp-lmtp/socket")]
+    doors = [SITE, dataclasses.replace(SITE, lmtp="milterapp-lmtp/socket", lmtp_virtual="milterapp-lmtp/virtual")]
     first, second = reversed(doors) if lmtp_first else doors
 
     def attached(site: Site, main: dict[str, str], ours: dict[str, Before]) -> tuple[dict[str, str], dict[str, Before]]:
@@ -168,6 +168,30 @@ def test_the_lmtp_door() -> None:
     assert service.command == "lmtp -o lmtp_send_xforward_command=yes"
     assert goal.settings()["mailbox_transport"] == "milterapp:unix:m/socket"
     assert "milterapp_time_limit" not in goal.settings()
+
+
+def test_the_lmtp_door_of_virtual_domains() -> None:
+    """Its service is the same with another socket, and hand-back goes on to what was there before, as by pipe(8)."""
+    known = frozenset({"lmtp_send_xforward_command", "content_filter"})
+    before = {"virtual_transport": "lmtp:unix:private/x"}
+    site = dataclasses.replace(SITE, lmtp="m/socket", lmtp_virtual="m/virtual")
+    goals = [wanted(one, before, {}, known, "/x") for one in (site, SITE)]
+    by_lmtp, by_pipe = ({service.name: service.command for service, _ in goal.services} for goal in goals)
+    assert by_lmtp["milterapp-virtual"] == "lmtp -o lmtp_send_xforward_command=yes"
+    assert by_lmtp["milterapp-hand-back-virtual"] == by_pipe["milterapp-hand-back-virtual"]
+    assert "content_filter=lmtp:unix:private/x" in by_pipe["milterapp-hand-back-virtual"]
+    assert [one.settings()["virtual_transport"] for one in goals] == [
+        "milterapp-virtual:unix:m/virtual", "milterapp-virtual:",
+    ]  # fmt: skip
+    assert not any(name.startswith("milterapp-virtual_") for name in goals[0].settings())
+
+
+def test_virtual_domains_attached_by_either_door_are_no_note() -> None:
+    """What is ours is not said to go round us; without people there its service is not there."""
+    for transport in ("milterapp-virtual:", "milterapp-virtual:unix:m/virtual"):
+        assert notes({"virtual_mailbox_domains": "a.example", "virtual_transport": transport}, {}) == []
+    goal = wanted(dataclasses.replace(SITE, virtual=(), lmtp="m/socket"), {}, {}, KNOWN, "/x")
+    assert "milterapp-virtual" not in {service.name for service, _ in goal.services}
 
 
 @pytest.mark.parametrize(

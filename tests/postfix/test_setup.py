@@ -120,13 +120,15 @@ def test_virtual_domains_are_attached_where_the_site_asks(
     check = subprocess.run(["postfix", "-c", str(instance), "check"], check=False, capture_output=True)
     assert (check.returncode, check.stderr) == (0, b"")
     value = subprocess.run([*postconf, "-h", "virtual_transport"], check=True, capture_output=True)
-    assert value.stdout == b"milterapp-virtual:\n"
+    nexthop = "unix:/var/spool/postfix/milterapp-lmtp/virtual" if door == "lmtp" else ""
+    assert value.stdout.decode() == f"milterapp-virtual:{nexthop}\n"
     master = subprocess.run([*postconf, "-M"], check=True, capture_output=True, text=True).stdout
     (back,) = [line for line in master.splitlines() if line.startswith("milterapp-hand-back-virtual")]
     wanted = before.partition(" = ")[2].strip() or "virtual:"
     assert f"content_filter={wanted} " in back
     (virtual,) = [line for line in master.splitlines() if line.startswith("milterapp-virtual")]
-    assert "--virtual=/run/milterapp/monitor/socket ${sender}" in virtual
+    assert ("--virtual=/run/milterapp/monitor/socket ${sender}" in virtual) == (door == "pipe")
+    assert (" lmtp -o lmtp_send_xforward_command=yes" in virtual) == (door == "lmtp")
     done = setup("--apply", "--config", str(config))
     assert done.stdout == b"nothing to do: milterapp is attached already\n"
     assert setup("--undo").stdout == b"taken out\n"

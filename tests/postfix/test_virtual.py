@@ -1,8 +1,12 @@
-"""Virtual domains on a real Postfix: people without accounts, all of one uid, each with rules of their own."""
+"""Virtual domains on a real Postfix: people without accounts, all of one uid, each with rules of their own.
+
+Everything is tried twice: by pipe(8) and by the LMTP door.
+"""
 
 from __future__ import annotations
 
 import shutil
+import smtplib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.postfix import mailboxes
-from tests.postfix.harness import Site, message
+from tests.postfix.harness import PYTHON, Site, message
 from tests.postfix.mailboxes import header
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
 
 ANN, BEN, CAT = "ann@v.example", "ben@v.example", "cat@v.example"
 BASE = Path("/var/vmail")
+DOOR = Path("/var/spool/postfix/milterapp-lmtp")
 CONFIGURATION = Path("/etc/milterapp/milterapp.yaml")
 RECIPIENTS = Path("/etc/milterapp/recipients")
 MAPS = Path("/etc/postfix/people")
@@ -26,9 +31,20 @@ REFUSED = 'rules:\n  - name: no word\n    if:\n      subject: {contains: shop}\n
 
 
 @pytest.fixture(scope="module")
-def people(host: Site) -> Iterator[Site]:
-    """The host with a virtual domain, which another transport delivered until now; bob, an account, is none of it."""
+def vmail() -> None:
+    """The one account of all of them."""
     subprocess.run(["useradd", "--uid", "5000", "--user-group", "--no-create-home", "vmail"], check=True)
+
+
+@pytest.fixture(scope="module", params=["pipe", "lmtp"])
+def door(request: pytest.FixtureRequest) -> str:
+    """How Postfix hands mail over."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def people(host: Site, vmail: None, door: str) -> Iterator[Site]:
+    """The host with a virtual domain, which another transport delivered until now; bob, an account, is none of it."""
     RECIPIENTS.write_text(
         f"{ANN} 5000 5000 {BASE}/ann\ninfo@v.example 5000 5000 {BASE}/ann\n{BEN} 5000 5000 {BASE}/ben\n"
         f"{CAT} 5000 5000 {BASE}/cat\nlow@v.example 101 5000 {BASE}/low\n"
@@ -42,13 +58,16 @@ def people(host: Site) -> Iterator[Site]:
     host.postconf(virtual_mailbox_domains="v.example", virtual_transport="people")
     CONFIGURATION.write_text(f"delivery:\n  recipients: {RECIPIENTS}\n{PROGRAMS}")
     before = host.run("postconf", "-n")
-    host.milterapp("setup", "--apply", check=True)
+    host.milterapp("setup", "--apply", "--door", door, check=True)
     _restart(host)
+    if door == "lmtp":
+        host.start_service("lmtp")
     try:
         yield host
     finally:
         CONFIGURATION.unlink()
-        host.milterapp("setup", "--apply", check=True)
+        host.milterapp("setup", "--apply", "--door", "pipe", check=True)
+        host.stop_service("lmtp")
         after = host.run("postconf", "-n")
         host.postconf(virtual_mailbox_domains="")
         host.run("postconf", "-X", "virtual_transport")
@@ -91,7 +110,7 @@ def folders(name: str) -> dict[str, list[str]]:
     return {folder: sorted(header(one, "Subject")[0] for one in mails) for folder, mails in found.items()}
 
 
-def test_two_people_of_one_uid_have_their_own_rules(site: Site) -> None:
+def test_two_people_of_one_uid_have_their_own_rules(site: Site, door: str) -> None:
     """One message to two: filed by the one, refused by the other, and what matches nothing goes where it always went.
 
     Case and extensions are as they are for accounts.
@@ -104,10 +123,52 @@ def test_two_people_of_one_uid_have_their_own_rules(site: Site) -> None:
     assert folders("ann") == {"": ["hello"], "Shops": ["a shop"]}
     assert folders("ben") == {"": ["hello"]}
     told = {(one.original or one.to): one.dsn for one in site.fates(answer.queue_id)}
-    assert told == {ANN: "2.0.0", BEN: "5.7.1"}
+    assert told == {ANN: {"pipe": "2.0.0", "lmtp": "2.1.5"}[door], BEN: "5.7.1"}
     (notice,) = site.elsewhere()
-    assert b"<ben@v.example>: No" in notice
+    assert {"pipe": b"<ben@v.example>: No", "lmtp": b"550 5.7.1 No"}[door] in notice
+    relay = {"pipe": "milterapp-virtual", "lmtp": "mx.example.org[milterapp-lmtp/virtual]"}[door]
+    assert {one.relay for one in site.fates(answer.queue_id)} == {relay}
     assert {one.stat().st_uid for one in BASE.rglob("*")} == {5000}
+
+
+def say(socket_name: str, recipient: str, subject: str) -> bytes:
+    """Give the LMTP door a message past Postfix, at one of its sockets; return its answer."""
+    with smtplib.LMTP(f"{DOOR}/{socket_name}") as client:
+        client.ehlo()
+        client.mail("dora@home.example")
+        assert client.rcpt(recipient)[0] == 250
+        return client.data(message(subject))[1]
+
+
+@pytest.mark.parametrize("door", ["lmtp"], indirect=True)
+def test_neither_socket_takes_the_recipients_of_the_other(site: Site) -> None:
+    """A user of this host is nobody at the socket for virtual domains, whoever says so; and the other way round."""
+    everything = "rules:\n  - name: all\n    then:\n      file: All\n"
+    for name in ("alice", "bob"):
+        site.rules(name, everything)
+    rules("ann", everything)
+    for socket_name, recipient in (("virtual", "alice@example.org"), ("virtual", "bob@v.example"), ("socket", ANN)):
+        assert say(socket_name, recipient, "mixed up").startswith(b"2.1.5")  # handed back, to what knows who is unknown
+    site.settle()
+    assert (site.folders("alice"), site.folders("bob"), folders("ann")) == ({}, {}, {})
+    notices = site.elsewhere()
+    assert len(notices) == 3
+    assert all(b"Status: 5.1.1" in one for one in notices)
+    for socket_name, recipient in (("virtual", ANN), ("socket", "alice@example.org")):
+        say(socket_name, recipient, "at the right one")
+    site.settle()
+    assert (folders("ann"), list(site.folders("alice"))) == ({"All": ["at the right one"]}, ["All"])
+
+
+@pytest.mark.parametrize("door", ["lmtp"], indirect=True)
+def test_who_may_come_to_the_sockets(site: Site) -> None:
+    """Both are for Postfix alone, by their folder."""
+    reach = f"import socket\nfor one in ('socket', 'virtual'): socket.socket(socket.AF_UNIX).connect('{DOOR}/' + one)"
+    for user, allowed in (("postfix", True), ("alice", False), ("vmail", False), ("milterapp-pipe", False)):
+        done = subprocess.run(
+            [PYTHON, "-I", "-c", reach], user=user, group=user, extra_groups=[], capture_output=True, check=False
+        )
+        assert (done.returncode == 0, b"PermissionError" in done.stderr) == (allowed, not allowed), user
 
 
 def test_an_extension_and_a_second_address(site: Site) -> None:
