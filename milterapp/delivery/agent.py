@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from milterapp.delivery import filtered, notice, record, refusals, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
-from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral
+from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral, waiting
 from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
@@ -334,7 +334,7 @@ def _hand_back(arrived: _Arrived) -> Answer:
     outcome = arrived.submit.ask("KEEP", {})
     if outcome.word == "done":
         return Answer("ok", "", {"keep": outcome})
-    return Answer("defer", f"keep: {outcome.detail}", {"keep": outcome})
+    return Answer("defer", waiting(f"keep: {outcome.detail}"), {"keep": outcome})
 
 
 def _place(error: Exception) -> str:

@@ -27,10 +27,13 @@ from milterapp.rules.decision import Decision, Filter, Reply, Verdict
 from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Pipe, Send, SendReply, Vacation
 from milterapp.state.journal import Journal, Key, Prepared, StateError
 
-__all__ = ["SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "deferral", "rejection", "through"]
+__all__ = [
+    "SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "deferral", "rejection", "through", "waiting",
+]  # fmt: skip
 
 SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a message
 _FIELD = re.compile(rb"[!-9;-~]{1,200}[ \t]*:")  # how a header begins, RFC 5322 section 2.2
+_REPLIED = re.compile(r": [45][0-9]{2} [45](\.[0-9]{1,3}\.[0-9]{1,3}) ", re.ASCII)  # as `smtp` words it
 _REPLY_TEXT = MOST_TEXT
 _LAST = SendReply | Vacation | Send  # what leaves only when everything else is done
 _VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
@@ -282,7 +285,16 @@ def _does(decision: Decision) -> bool:
 def _why(deliveries: Sequence[Delivery], failed: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
     step = failed[0]
     outcome = outcomes.get(f"{step}.keep") or outcomes[step]
-    return printable(f"{deliveries[int(step)].to_json()['action']}: {outcome.detail}")
+    return waiting(f"{deliveries[int(step)].to_json()['action']}: {outcome.detail}")
+
+
+def waiting(why: str) -> str:
+    """Return why a message waits, in one printable line, behind the status that a server gave, if that is why.
+
+    It is of class 4 then, whatever the server said: what it refuses for good waits as well.
+    """
+    found = _REPLIED.search(why)
+    return printable(f"4{found[1]} {why}" if found else why)
 
 
 def rejection(reply: Reply | None) -> str:

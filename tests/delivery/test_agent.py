@@ -416,6 +416,28 @@ def test_very_long_problems(person: Person, start: Start) -> None:
     assert "told of these problems once" in text
 
 
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        pytest.param(
+            "the end of the data: 452 4.2.2 Full", "4.2.2 keep: the end of the data: 452 4.2.2 Full", id="4xx"
+        ),
+        pytest.param("RCPT: 550 5.1.1 Unknown", "4.1.1 keep: RCPT: 550 5.1.1 Unknown", id="5xx"),
+        pytest.param("RCPT: 450 busy", "keep: RCPT: 450 busy", id="without a status"),
+        pytest.param("lmtp: No such file", "keep: lmtp: No such file", id="no answer"),
+    ],
+)
+@pytest.mark.parametrize("rules", ["", COPY], ids=["no rules", "rules"])
+def test_a_store_that_refuses_is_named_with_its_status(
+    person: Person, start: Start, rules: str, said: str, text: str
+) -> None:
+    """Where who keeps the mail gives a status, Postfix's queue shows it, as a temporary one; nothing is made up."""
+    if rules:
+        person.write(rules)
+    result = start().deliver(Submit({"KEEP": ("FAILED", said)}))
+    assert (result.status, result.text) == ("defer", text)
+
+
 @pytest.mark.parametrize(("broken_rules", "status", "kinds"), [("defer", "defer", []), ("keep", "ok", ["KEEP"])])
 def test_could_not_tell(person: Person, start: Start, broken_rules: str, status: str, kinds: list[str]) -> None:
     """A limit hit while deciding is neither match nor no match: the mail is deferred or kept, as the site says."""

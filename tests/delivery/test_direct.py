@@ -134,8 +134,8 @@ def test_keep_over_lmtp() -> None:
             keeper.refuse = "550 5.2.2 over quota"
             status, line, errors = run()
             assert (status, errors) == (75, b"")
-            assert line.startswith(b"4.3.0 keep: ")
-            assert b"over quota" in line
+            assert line.startswith(b"4.2.2 keep: ")
+            assert b"550 5.2.2 over quota" in line
         finally:
             keeper.close()
 

@@ -3,84 +3,28 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from milterapp.delivery.smtp import SmtpError, Transaction, send
-
-DOVECOT = shutil.which("dovecot")
-
-
-def version() -> str:
-    """Return Dovecot's version, "" where there is none."""
-    if DOVECOT is None or not Path("/usr/lib/dovecot/lmtp").exists():
-        return ""
-    return subprocess.run([DOVECOT, "--version"], check=True, capture_output=True, text=True).stdout
-
+from tests.dovecot import is_there, serving
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(not version().startswith("2.3."), reason="no Dovecot 2.3, whose configuration this is"),
+    pytest.mark.skipif(not is_there(), reason="no Dovecot 2.3, whose configuration this is"),
 ]
 UID = 20001
-CONFIGURATION = """\
-base_dir = {folder}/run
-log_path = {folder}/log
-protocols = lmtp
-ssl = no
-mail_location = maildir:~/Maildir
-userdb {{
-  driver = passwd-file
-  args = {folder}/users
-}}
-passdb {{
-  driver = passwd-file
-  args = {folder}/users
-}}
-service lmtp {{
-  unix_listener {folder}/lmtp {{
-    mode = 0666
-  }}
-  inet_listener lmtp {{
-    address = 127.0.0.1
-    port = 24240
-  }}
-}}
-protocol lmtp {{
-  auth_username_format = %Ln
-}}
-"""
 
 
 @pytest.fixture(scope="module")
 def dovecot() -> Iterator[Path]:
     """A Dovecot that has one user, bob; gives its folder."""
-    folder = Path(tempfile.mkdtemp(prefix="milterapp-dovecot-"))
-    folder.chmod(0o755)
-    home = folder / "bob"
-    home.mkdir()
-    os.chown(home, UID, UID)
-    (folder / "users").write_text(f"bob::{UID}:{UID}::{home}::\n")
-    (folder / "dovecot.conf").write_text(CONFIGURATION.format(folder=folder))
-    assert DOVECOT
-    server = subprocess.Popen([DOVECOT, "-F", "-c", str(folder / "dovecot.conf")])
-    try:
-        until = time.monotonic() + 60
-        while not (folder / "lmtp").exists():
-            assert server.poll() is None
-            assert time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.05)
+    with serving([f"bob::{UID}:{UID}::{{folder}}/bob::"]) as folder:
+        (folder / "bob").mkdir()
+        os.chown(folder / "bob", UID, UID)
         yield folder
-    finally:
-        server.terminate()
-        server.wait(20)
-        shutil.rmtree(folder)
 
 
 def mail(folder: Path) -> list[bytes]:

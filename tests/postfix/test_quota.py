@@ -1,0 +1,78 @@
+"""A quota that is used up: mail waits in Postfix's queue, nobody is told otherwise, and once there is room it arrives.
+
+Of Dovecot's LMTP server with its quota plugin, under `keep: lmtp:`, and of the file system, under `keep: maildir`.
+"""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import dovecot
+from tests.postfix.harness import Site, message
+from tests.postfix.mailboxes import header
+
+pytestmark = [pytest.mark.root, pytest.mark.postfix]
+
+ALICE, BOB = "alice@example.org", "bob@example.org"
+BODY = ("x" * 70 + "\n") * 400  # 28 kB
+COPIED = "rules:\n  - name: on\n    then:\n      forward: {to: alice@home.example, copy: true}\n"
+QUOTA = """\
+mail_plugins = quota
+plugin {{
+  quota = count:User quota
+  quota_vsizes = yes
+  quota_grace = 0
+}}
+quota_full_tempfail = {tempfail}
+"""
+
+
+def subjects(messages: list[bytes]) -> list[str]:
+    """Return the subjects of some messages, sorted."""
+    return sorted(header(one, "Subject")[0] for one in messages)
+
+
+@pytest.fixture
+def keeper(host: Site, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A Dovecot that keeps alice's mail up to 40 kB, and the host with it; gives its folder.
+
+    The parameter says whether it answers 452 to what is more, else 552.
+    """
+    users = []
+    for name, more in (("alice", "userdb_quota_rule=*:storage=40K"), ("bob", "")):
+        account = pwd.getpwnam(name)
+        users.append(f"{name}::{account.pw_uid}:{account.pw_gid}::{account.pw_dir}::{more}")
+    with dovecot.serving(users, QUOTA.format(tempfail="yes" if request.param else "no")) as folder:
+        keeping = f"delivery:\n  keep: lmtp:unix:{folder}/lmtp\n"
+        with host.configured(keeping, "submit", "monitor"):
+            yield folder
+
+
+@pytest.mark.skipif(not dovecot.is_there(), reason="no Dovecot 2.3")
+@pytest.mark.parametrize(
+    ("keeper", "said"),
+    [pytest.param(True, "452 4.2.2", id="temporary"), pytest.param(False, "552 5.2.2", id="permanent")],
+    indirect=["keeper"],
+)
+def test_what_dovecot_has_no_room_for_waits(site: Site, keeper: Path, said: str) -> None:
+    """Over quota, by whichever answer, mail waits with Dovecot's words; with room again it arrives, all of it once."""
+    site.rules("alice", COPIED)
+    site.send(message("first", BODY))
+    site.settle()
+    assert subjects(site.inbox("alice")) == ["first"]
+    answer = site.send(message("second", BODY))
+    site.send(message("to another", BODY), [BOB])
+    fate = site.deferred(answer.queue_id, times=3)
+    assert (fate.dsn, f"keep: the end of the data: {said}" in fate.text) == ("4.2.2", True)
+    site.wait(lambda: bool(site.inbox("bob")), "other people's mail", 30)
+    assert [one["queue_id"] for one in site.queue()] == [answer.queue_id]
+    dovecot.doveadm(keeper, "expunge", "-u", "alice", "mailbox", "INBOX", "all")
+    site.settle()
+    (kept,) = site.inbox("alice")
+    assert header(kept, "Subject") == ["second"]
+    assert kept.endswith(BODY.encode())
+    assert subjects(site.elsewhere()) == ["first", "second"]  # the copies, each once, and no notice
