@@ -5,13 +5,16 @@ Of Dovecot's LMTP server with its quota plugin, under `keep: lmtp:`, and of the 
 
 from __future__ import annotations
 
+import os
 import pwd
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import dovecot
+from tests.postfix import limited
 from tests.postfix.harness import Site, message
 from tests.postfix.mailboxes import header
 
@@ -76,3 +79,51 @@ def test_what_dovecot_has_no_room_for_waits(site: Site, keeper: Path, said: str)
     assert header(kept, "Subject") == ["second"]
     assert kept.endswith(BODY.encode())
     assert subjects(site.elsewhere()) == ["first", "second"]  # the copies, each once, and no notice
+
+
+HOME = Path("/home/alice")
+ROOM = 4 << 20
+FILED = "rules:\n  - name: all\n    then:\n      file: {folder: Filed, copy: true}\n"
+
+
+@pytest.fixture
+def small(site: Site) -> Iterator[Site]:
+    """The host with `keep: maildir`, where alice's home has a quota."""
+    with limited.disk("alice", ROOM) as found:
+        if found is None:
+            pytest.skip("no quota to be had: no tmpfs with quotas, and no loop device with mkfs.btrfs")
+        shutil.chown(HOME, "alice", "alice")
+        with site.configured("delivery:\n  keep: maildir\n", "monitor"):
+            yield site
+
+
+@pytest.mark.parametrize("left", [0, 256 << 10], ids=["nothing is left", "too little is left"])
+@pytest.mark.parametrize("rules", ["", FILED], ids=["kept", "filed and kept"])
+def test_a_disk_quota_that_is_used_up_makes_mail_wait(small: Site, rules: str, left: int) -> None:
+    """Its mail waits and is in no folder in part, other people's arrives; with room again each copy is there, once."""
+    want = {name: ["first", "second"] for name in (["", "Filed"] if rules else [""])}
+
+    def arrived() -> dict[str, list[str]]:
+        return {name: subjects(found) for name, found in small.folders("alice").items()}
+
+    if rules:
+        small.rules("alice", rules)
+    small.send(message("first"))
+    small.settle()
+    assert arrived() == {name: ["first"] for name in want}
+    ballast, spare = HOME / "ballast", HOME / "spare"
+    spare.write_bytes(os.urandom(left))
+    limited.use_up(ballast, "alice")
+    spare.unlink()
+    answer = small.send(message("second", BODY * 20))
+    small.send(message("to another"), [BOB])
+    why = small.deferred(answer.queue_id, times=3).text
+    assert "Disk quota exceeded" in why or "journal.sqlite: disk I/O error" in why  # SQLite's word for it
+    small.wait(lambda: bool(small.inbox("bob")), "other people's mail", 30)
+    assert arrived() == {name: ["first"] for name in want}
+    ballast.unlink()
+    small.settle()
+    assert arrived() == want
+    assert all(found[-1].endswith(BODY.encode() * 20) for found in small.folders("alice").values())
+    assert list((HOME / "Maildir" / "tmp").iterdir()) == []
+    assert small.elsewhere() == []
