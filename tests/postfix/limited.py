@@ -5,6 +5,7 @@ Must never: say that there is a quota where there is none, or leave a device beh
 
 from __future__ import annotations
 
+import os
 import pwd
 import subprocess
 import tempfile
@@ -84,6 +85,11 @@ def use_up(path: Path, user: str = "") -> None:
     """Write to a file until there is no room, as a user, else as root."""
     ids: dict[str, Any] = {"user": user, "group": user, "extra_groups": []} if user else {}
     done = subprocess.run(
-        ["dd", "if=/dev/zero", f"of={path}", "bs=4096"], check=False, capture_output=True, cwd="/", **ids
+        ["dd", "if=/dev/zero", f"of={path}", "bs=4096"],
+        check=False,
+        capture_output=True,
+        cwd="/",
+        **ids,
+        env={"PATH": os.defpath, "LC_ALL": "C"},
     )
     assert b"No space left" in done.stderr or b"quota exceeded" in done.stderr, done.stderr

@@ -4,9 +4,11 @@
 
 Messages go in over SMTP, to people whose rules file, hand back, forward and refuse. Meanwhile every process of
 milterapp and of Postfix is killed again and again, Postfix is stopped and started, and one user's disk is full, then
-has room, then the quota is used up. At the end the queue must become empty, and a ledger holds SHA-256 of each message
-in and each copy out against each other. Exits 1 where one was lost, corrupted, misplaced, bounced, or doubled outside
-the gap that milterapp-submit(8) names. The seed fixes messages and blows, not the moments at which processes meet.
+has room, then the quota is used up: on a tmpfs with quotas, else on a btrfs (mkfs.btrfs, a loop device); where there is
+neither, the output says so, and the disk alone is filled. At the end the queue must become empty, and a ledger holds
+SHA-256 of each message in and each copy out against each other. Exits 1 where one was lost, corrupted, misplaced,
+bounced, or doubled outside the gap that milterapp-submit(8) names. The seed fixes messages and blows, not the moments
+at which processes meet.
 """
 
 from __future__ import annotations
@@ -14,9 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import pwd
 import random
-import shutil
 import signal
 import smtplib
 import subprocess
@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.postfix import mailboxes, processes
+from tests.postfix import limited, mailboxes, processes
 from tests.postfix.harness import DOMAIN, Site, in_world, message, running
 from tests.soak.host_ledger import HostLedger, Sent, marked_ids, payload
 
@@ -64,14 +64,16 @@ OURS = ("client", "lmtp", "worker", "milter", "monitor", "resolver", "zygote", "
 BLOWS = {**dict.fromkeys(OURS, 4), "one of Postfix's": 12, "master": 1, "postfix stop": 1, "disk": 5}
 _AHEAD = 4  # blows that messages may be ahead of: so they pile up, and are not over before the blows come
 _LARGEST = 40_000  # bytes of a message, before base64
-_QUOTA = "usrquota,usrquota_block_hard_limit"  # of tmpfs(5), Linux 6.6; where the kernel has none, the disk alone
 
 
 class Blows:
     """What is done to the host, at random moments, in a thread of its own until it is stopped."""
 
-    def __init__(self, site: Site, seed: int, kinds: Mapping[str, int] = BLOWS) -> None:
+    def __init__(
+        self, site: Site, seed: int, kinds: Mapping[str, int] = BLOWS, disk: limited.Disk | None = None
+    ) -> None:
         self._site = site
+        self._disk = disk
         self._kinds = kinds
         self._dice = random.Random(seed)
         self._stopped = threading.Event()
@@ -86,7 +88,8 @@ class Blows:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
-        _empty_disk()
+        if self._disk is not None:
+            _empty_disk(self._disk)
         revive(self._site)
         if self.fault is not None:
             raise self.fault
@@ -108,8 +111,8 @@ class Blows:
     def _strike(self, blow: str) -> None:
         if blow == "postfix stop":
             self._site.postfix("stop", check=False)
-        elif blow == "disk":
-            blow = _fill_disk(self._dice)
+        elif blow == "disk" and self._disk is not None:
+            blow = _fill_disk(self._disk, self._dice)
         else:
             found = self._found(blow)
             for pid in self._dice.sample(found, min(len(found), 1)):
@@ -151,46 +154,47 @@ def _postfix() -> list[int]:
     return [pid for pid in processes.children(master) if processes.is_running(pid)] if master else []
 
 
-def _ballast() -> Path:
-    return Path("/home/erin/ballast")
+def _ballast(disk: limited.Disk) -> tuple[Path, Path]:
+    """Return what fills the disk, and what uses up the quota."""
+    return disk.rest / "ballast", Path("/home/erin/spent")
 
 
-def _empty_disk() -> None:
-    _ballast().unlink(missing_ok=True)
+def _empty_disk(disk: limited.Disk) -> bool:
+    """Make room; return whether there was none."""
+    found = [one for one in _ballast(disk) if one.exists()]
+    for one in found:
+        one.unlink()
+    return bool(found)
 
 
-def _fill_disk(dice: random.Random) -> str:
-    """Fill erin's disk, or use up her quota, or make room again; return which."""
-    if _ballast().exists():
-        _empty_disk()
+def _fill_disk(disk: limited.Disk, dice: random.Random) -> str:
+    """Fill erin's disk, or use up her quota where there is one, or make room again; return which."""
+    if _empty_disk(disk):
         return "disk with room"
-    quota = dice.random() < 0.5
-    with _ballast().open("wb", buffering=0) as file:
-        if quota:
-            shutil.chown(_ballast(), "erin", "erin")
-        for size in (65536, 4096, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(b"x" * size)
-    return "disk full for its user" if quota else "disk full"
+    full, spent = _ballast(disk)
+    if disk.quota and dice.random() < 0.5:
+        limited.use_up(spent, "erin")
+        return f"quota of {disk.quota} used up"
+    limited.use_up(full)
+    return "disk full"
 
 
 @contextmanager
-def _people(site: Site, messages: int) -> Iterator[None]:
+def _people(site: Site, messages: int) -> Iterator[limited.Disk]:
     """Give the host its people: erin's home is a disk of its own, with room for all her mail; dave has no rules."""
     for name in ("dave", "erin"):
         subprocess.run(["useradd", "--create-home", "--user-group", name], check=True)
-    account = pwd.getpwnam("erin")
-    room = 4_000_000 + messages * _LARGEST
-    options = f"size={2 * room},mode=755,uid={account.pw_uid},gid={account.pw_gid}"
-    for more in (f",{_QUOTA}={room}", ""):
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options + more, "tmpfs", "/home/erin"], check=False, capture_output=True
-        )
-        if done.returncode == 0:
-            break
-    else:
-        raise AssertionError(done.stderr)
+    with limited.disk("erin", 4_000_000 + messages * _LARGEST, plain=True) as disk:
+        assert disk is not None, "no disk for erin's home"
+        with _settings(site):
+            yield disk
+    for name in ("dave", "erin"):
+        subprocess.run(["userdel", "--remove", "--force", name], check=False, capture_output=True)
+
+
+@contextmanager
+def _settings(site: Site) -> Iterator[None]:
+    """Give the host its settings and rules."""
     site.postconf(**SETTINGS)
     site.postfix("reload")
     site.aliases({"team": "alice, bob"})
@@ -202,9 +206,6 @@ def _people(site: Site, messages: int) -> Iterator[None]:
         site.run("postconf", "-X", *SETTINGS)
         site.postfix("reload", check=False)
         site.aliases({})
-        subprocess.run(["umount", "-l", "/home/erin"], check=True)
-        for name in ("dave", "erin"):
-            subprocess.run(["userdel", "--remove", "--force", name], check=False, capture_output=True)
 
 
 def _send(site: Site, ledger: HostLedger, dice: random.Random, number: int) -> None:
@@ -238,8 +239,12 @@ def _send(site: Site, ledger: HostLedger, dice: random.Random, number: int) -> N
 def soak(site: Site, messages: int, blows: int, seed: int) -> tuple[HostLedger, Counter[str]]:
     """Send so many messages under so many blows, wait until the queue is empty; return ledger and blows by name."""
     dice, ledger = random.Random(seed), HostLedger()
-    with _people(site, messages):
-        with Blows(site, seed) as struck:
+    with _people(site, messages) as disk:
+        if not disk.quota:
+            print(
+                "no quota here: neither a tmpfs with quotas, nor mkfs.btrfs and a loop device; the disk alone is filled"
+            )
+        with Blows(site, seed, disk=disk) as struck:
             for number in range(messages):
                 _send(site, ledger, dice, number)
                 site.wait(lambda: struck.due(blows * number // messages - _AHEAD), "the next blow", 120)  # noqa: B023
