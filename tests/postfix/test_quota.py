@@ -87,14 +87,20 @@ FILED = "rules:\n  - name: all\n    then:\n      file: {folder: Filed, copy: tru
 
 
 @pytest.fixture
-def small(site: Site) -> Iterator[Site]:
-    """The host with `keep: maildir`, where alice's home has a quota."""
+def home(site: Site) -> Iterator[Site]:
+    """The host, where alice's home has a quota."""
     with limited.disk("alice", ROOM) as found:
         if found is None:
             pytest.skip("no quota to be had: no tmpfs with quotas, and no loop device with mkfs.btrfs")
         shutil.chown(HOME, "alice", "alice")
-        with site.configured("delivery:\n  keep: maildir\n", "monitor"):
-            yield site
+        yield site
+
+
+@pytest.fixture
+def small(home: Site) -> Iterator[Site]:
+    """That host with `keep: maildir`."""
+    with home.configured("delivery:\n  keep: maildir\n", "monitor"):
+        yield home
 
 
 @pytest.mark.parametrize("left", [0, 256 << 10], ids=["nothing is left", "too little is left"])
@@ -124,6 +130,44 @@ def test_a_disk_quota_that_is_used_up_makes_mail_wait(small: Site, rules: str, l
     ballast.unlink()
     small.settle()
     assert arrived() == want
-    assert all(found[-1].endswith(BODY.encode() * 20) for found in small.folders("alice").values())
+    whole = [one.endswith(BODY.encode() * 20) for found in small.folders("alice").values() for one in found]
+    assert sorted(whole) == sorted([False, True] * len(want))  # the one called `first` is short
     assert list((HOME / "Maildir" / "tmp").iterdir()) == []
     assert small.elsewhere() == []
+
+
+@pytest.fixture
+def postfixs(home: Site, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """That host, where local(8) keeps mail in the home, and 5.2.2 is what the parameter makes of it."""
+    home.postconf(home_mailbox="Maildir/", **request.param)
+    home.postfix("reload")
+    yield home
+    home.run("postconf", "-X", "home_mailbox", *request.param)
+    home.postfix("reload")
+
+
+WAITING = {"local_delivery_status_filter": r"regexp:{ { /^5\.2\.2 (.*)/ 4.2.2 $$1 } }"}
+
+
+@pytest.mark.parametrize("postfixs", [{}], ids=["as Postfix has it"], indirect=True)
+def test_what_is_handed_back_bounces_where_postfix_says_so(postfixs: Site) -> None:
+    """local(8) takes a used-up quota for final, with milterapp as without: who has no rules has no other delivery."""
+    limited.use_up(HOME / "ballast", "alice")
+    answer = postfixs.send(message("hello", BODY))
+    postfixs.wait(lambda: bool(postfixs.elsewhere()), "a notice", 60)
+    (notice,) = postfixs.elsewhere()
+    assert b"Status: 5.2.2" in notice
+    assert [one.status for one in postfixs.fates(answer.queue_id)] == ["sent"]  # handed back
+    (HOME / "ballast").unlink()
+
+
+@pytest.mark.parametrize("postfixs", [WAITING], ids=["local_delivery_status_filter"], indirect=True)
+def test_what_is_handed_back_waits_where_the_site_says_so(postfixs: Site) -> None:
+    """With Postfix's own filter of statuses it waits with 4.2.2, and arrives once there is room."""
+    limited.use_up(HOME / "ballast", "alice")
+    postfixs.send(message("hello", BODY))
+    postfixs.wait(lambda: any(one.dsn == "4.2.2" for one in postfixs.fates()), "it to wait", 60)
+    (HOME / "ballast").unlink()
+    postfixs.settle()
+    assert subjects(postfixs.inbox("alice")) == ["hello"]
+    assert postfixs.elsewhere() == []
