@@ -165,6 +165,8 @@ def _empty_disk(disk: limited.Disk) -> bool:
     found = [one for one in _ballast(disk) if one.exists()]
     for one in found:
         one.unlink()
+    if found:  # a btrfs has the room only once that is on disk
+        subprocess.run(["sync", "-f", str(disk.rest)], check=True)
     return bool(found)
 
 
