@@ -175,15 +175,9 @@ def _obstacles(site: Site, postfix: Configuration, settings: Settings) -> Iterat
     if absent:
         yield f"no such account: {', '.join(absent)}: run packaging/accounts (or systemd-sysusers) first"
     if not site.lmtp:
-        yield from _client(site, settings)
+        yield from client.faults(settings)
     if "regexp" not in postfix.tables:
         yield "this Postfix has no regexp tables (postconf -m), which tell our faults from a rule's reject"
-
-
-def _client(site: Site, settings: Settings) -> Iterator[str]:
-    """Yield what is wrong with the pipe client, where one is used."""
-    if not site.lmtp or site.virtual:
-        yield from client.faults(settings)
 
 
 def _exists(account: str) -> bool:
