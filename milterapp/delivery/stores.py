@@ -17,8 +17,8 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 __all__ = ["Maildir", "Name", "NoFolderError", "folder_name", "one_line", "stamped"]
@@ -29,6 +29,9 @@ _PARTS = ("tmp", "new", "cur")
 _FLAGS = {"seen": "S", "flagged": "F", "answered": "R"}  # IMAP's words
 _LONGEST = 200  # bytes of a folder's name; file systems allow 255
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f./]")
+_RETURN_PATH = re.compile(rb"return-path:.*\n(?:[ \t].*\n)*", re.IGNORECASE)
+_END_OF_HEADER = re.compile(rb"\n\r?\n")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _NOT_ASCII = re.compile(r"[^\x20-\x7e]+")
 
 
@@ -54,7 +57,7 @@ class Maildir:
         self,
         folder: Sequence[str],
         name: Name,
-        parts: Iterable[bytes],
+        parts: Sequence[bytes],
         *,
         fresh: bool,
         flags: Collection[str] = (),
@@ -67,62 +70,80 @@ class Maildir:
         """
         letters = "".join(sorted(_FLAGS[one] for one in set(flags)))
         final = f"{name}:2,{letters}" if letters else str(name)
-        with ExitStack() as stack:
-            place = dict(zip(_PARTS, self._open(folder, stack, create=create), strict=True))
-            if not fresh and _filed(place["new"], place["cur"], name.unique):
-                os.fsync(place["new"])
-                os.fsync(place["cur"])
+        held: list[int] = []
+        try:
+            tmp, new, cur = self._open(folder, held, create=create)
+            if not fresh and _filed(new, cur, name.unique):
+                os.fsync(new)
+                os.fsync(cur)
                 return False
-            target = place["cur" if letters else "new"]
-            temporary = f"{name}.{os.getpid()}"
-            with suppress(FileNotFoundError):  # a process of that number that did not finish
-                os.unlink(temporary, dir_fd=place["tmp"])
-            descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=place["tmp"])
-            try:
-                try:
-                    for part in parts:
-                        rest = memoryview(part)
-                        while rest:
-                            rest = rest[os.write(descriptor, rest) :]
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-                try:
-                    os.link(temporary, final, src_dir_fd=place["tmp"], dst_dir_fd=target, follow_symlinks=False)
-                    filed = True
-                except FileExistsError:
-                    filed = False
-                os.fsync(target)
-            finally:
-                with suppress(OSError):  # what is left in tmp, readers remove after 36 hours
-                    os.unlink(temporary, dir_fd=place["tmp"])
-            return filed
+            return _put(tmp, cur if letters else new, final, f"{name}.{os.getpid()}", parts)
+        finally:
+            for descriptor in reversed(held):
+                os.close(descriptor)
 
-    def _open(self, folder: Sequence[str], stack: ExitStack, *, create: bool) -> list[int]:
-        """Return descriptors of tmp, new and cur of the folder, made where they are missing."""
-
-        def held(descriptor: int) -> int:
-            stack.callback(os.close, descriptor)
-            return descriptor
-
-        here = held(os.open("/", _FOLDER)) if self.path.startswith("/") else self.home
+    def _open(self, folder: Sequence[str], held: list[int], *, create: bool) -> list[int]:
+        """Return descriptors of tmp, new and cur of the folder, made where they are missing. held: what to close."""
+        here = self.home
+        if self.path.startswith("/"):
+            here = os.open("/", _FOLDER)
+            held.append(here)
         made = False
         for level in self.path.split("/"):
             if level not in ("", "."):
                 if level == "..":
                     raise OSError(errno.EINVAL, "a Maildir's path must not hold '..'")
-                descriptor, made = _enter(here, level)
-                here = held(descriptor)
+                here, made = _enter(here, level)
+                held.append(here)
         if made:
             for part in _PARTS:  # the inbox is whole before any folder of it
                 os.close(_enter(here, part)[0])
-        sub = folder_name(folder)
+        sub = folder_name(folder) if folder else ""
         if sub:
             if not create and not _is_there(here, sub):
                 raise NoFolderError(errno.ENOENT, f"there is no folder {sub[1:]}")
-            here = held(_enter(here, sub)[0])
+            here = _enter(here, sub)[0]
+            held.append(here)
             _mark_folder(here)
-        return [held(_enter(here, part)[0]) for part in _PARTS]
+        for part in _PARTS:
+            opened = _enter(here, part)[0]
+            held.append(opened)
+        return held[-len(_PARTS) :]
+
+
+def _put(tmp: int, target: int, final: str, temporary: str, parts: Sequence[bytes]) -> bool:
+    """Write a message below tmp and link it to its final name, durably; False where that name is taken."""
+    try:
+        descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=tmp)
+    except FileExistsError:  # of a process of that number that did not finish
+        os.unlink(temporary, dir_fd=tmp)
+        descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=tmp)
+    try:
+        try:
+            _write(descriptor, parts)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            os.link(temporary, final, src_dir_fd=tmp, dst_dir_fd=target, follow_symlinks=False)
+            filed = True
+        except FileExistsError:
+            filed = False
+        os.fsync(target)
+    finally:
+        with suppress(OSError):  # what is left in tmp, readers remove after 36 hours
+            os.unlink(temporary, dir_fd=tmp)
+    return filed
+
+
+def _write(descriptor: int, parts: Sequence[bytes]) -> None:
+    """Write all parts, in one call where the system takes them so."""
+    written = os.writev(descriptor, parts)
+    for part in parts:
+        rest = memoryview(part)[written:] if written < len(part) else b""
+        written = max(0, written - len(part))
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
 
 
 class NoFolderError(OSError):
@@ -202,23 +223,28 @@ def stamped(message: bytes, sender: str, recipient: str, original: str) -> list[
 
     Return-Path (RFC 5321 section 4.4), X-Original-To and Delivered-To as Postfix's local(8) writes them.
     """
-    end = b"\r\n" if message[: message.find(b"\n") + 1].endswith(b"\r\n") else b"\n"
     header = _header(message)
-    top = re.match(rb"return-path:.*\n(?:[ \t].*\n)*", message, re.IGNORECASE)
+    end = b"\r\n" if header[: header.find(b"\n") + 1].endswith(b"\r\n") else b"\n"
+    lower = header.lower()
+    top = _RETURN_PATH.match(message) if lower.startswith(b"return-path:") else None
     parts = [top[0] if top else b"Return-Path: <" + one_line(sender) + b">" + end]
     for field, value in ((b"X-Original-To", original), (b"Delivered-To", recipient)):
         line = one_line(value)
-        if line and not re.search(rb"(?mi)^" + field + rb":[ \t]*" + re.escape(line) + rb"[ \t]*\r?$", header):
+        if line and not (field.lower() + b":" in lower and _holds(header, field, line)):
             parts.append(field + b": " + line + end)
     parts.append(message[top.end() :] if top else message)
     return parts
 
 
+def _holds(header: bytes, field: bytes, line: bytes) -> bool:
+    return re.search(rb"(?mi)^" + field + rb":[ \t]*" + re.escape(line) + rb"[ \t]*\r?$", header) is not None
+
+
 def _header(message: bytes) -> bytes:
-    found = re.search(rb"\n\r?\n", message)
+    found = _END_OF_HEADER.search(message)
     return message[: found.start() + 1] if found else message
 
 
 def one_line(address: str) -> bytes:
     """Return an envelope address as bytes that cannot end a header line."""
-    return re.sub(rb"[\x00-\x1f\x7f]", b"?", address.encode("utf-8", "surrogateescape"))
+    return _CONTROL.sub(b"?", address.encode("utf-8", "surrogateescape"))
