@@ -2,7 +2,8 @@
 
 Must never: leave out what has an effect, or build anything but the classes named here, whatever the text says.
 
-Only the trace stays out: it explains, is for the log of the first attempt, and is made when it is read.
+What a field is by default is left out too: so a default of these classes stays what it is, or old records would say
+something else. The trace stays out: it explains, is for the log of the first attempt, and is made when it is read.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ _VALUES: dict[str, type] = {
         *get_args(edits.Edit),
     )
 }
-_FIELDS = {name: tuple(one.name for one in dataclasses.fields(kind)) for name, kind in _VALUES.items()}
 _TRACE = "rules"
+_FIELDS = {  # of each kind: name and default
+    name: tuple((one.name, one.default) for one in dataclasses.fields(kind) if one.name != _TRACE)
+    for name, kind in _VALUES.items()
+}
 _JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 _PLAIN = frozenset({str, bool, int, float})
 _WORDS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (decision.Verdict, Stage)}
@@ -47,8 +51,7 @@ _WORDS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (decision.Verdi
 
 def to_text(whole: decision.Decision) -> str:
     """Return the decision as ASCII JSON, without its trace. Raises RecordError for a value of a kind not known here."""
-    fields = {field: _encode(getattr(whole, field)) for field in _FIELDS["Decision"] if field != _TRACE}
-    return _JSON.encode({"": "Decision", **fields})
+    return _JSON.encode(_encode(whole))
 
 
 def from_text(text: str) -> decision.Decision:
@@ -74,7 +77,12 @@ def _encode(value: object) -> Any:
     name = type(value).__name__
     if _VALUES.get(name) is not type(value):
         raise RecordError(f"cannot record a {name}")
-    return {"": name, **{field: _encode(getattr(value, field)) for field in _FIELDS[name]}}
+    found: dict[str, Any] = {"": name}
+    for field, default in _FIELDS[name]:
+        given = getattr(value, field)
+        if given is not default:
+            found[field] = _encode(given)
+    return found
 
 
 def _decode(value: Any) -> Any:
