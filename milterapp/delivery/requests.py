@@ -40,5 +40,6 @@ def printable(text: str, limit: int = 300) -> str:
     It is for answers: pipe(8) gives them to the sender, where a charset would have to be declared.
     """
     one_line = " ".join(text.split())
-    safe = "".join(char if " " <= char <= "~" else "?" for char in one_line)
+    plain = one_line.isascii() and one_line.isprintable()
+    safe = one_line if plain else "".join(char if " " <= char <= "~" else "?" for char in one_line)
     return safe if len(safe) <= limit else safe[: limit - 3].rstrip() + "..."

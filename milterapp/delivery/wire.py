@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import array
 import os
+import re
 import socket
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,11 @@ __all__ = ["LIMIT", "Datagram", "Fields", "WireError", "decode", "encode", "peer
 
 LIMIT = 64 * 1024  # bytes of one datagram
 _MOST_DESCRIPTORS = 4
+_HEAD = re.compile(rb"([^:]{1,40}):([0-9]{1,6}):")
+# Plain numbers: to take them from the module's enumerations, and combine those, costs more than to read a field.
+_ROOM = int(socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4))
+_SOCKET, _RIGHTS, _CLOEXEC = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS), int(socket.MSG_CMSG_CLOEXEC)
+_CUT, _NO_SIGNAL = int(socket.MSG_TRUNC | socket.MSG_CTRUNC), int(socket.MSG_NOSIGNAL)
 
 Fields = Mapping[str, bytes | str | int]  # what is sent; an int as decimal digits, a str as UTF-8
 
@@ -54,10 +61,10 @@ class Datagram:
 
 def encode(kind: str, fields: Fields) -> bytes:
     """Return the bytes of a datagram. Raises WireError where they exceed LIMIT."""
-    out = [kind.encode("ascii"), b"\n"]
+    out = [b"%s\n" % kind.encode()]
     for tag, value in fields.items():
         data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
-        out.append(b"%s:%d:%s\n" % (tag.encode("ascii"), len(data), data))
+        out.append(b"%s:%d:%s\n" % (tag.encode(), len(data), data))
     joined = b"".join(out)
     if len(joined) > LIMIT:
         raise WireError(f"{kind}: {len(joined)} bytes, more than {LIMIT}")
@@ -66,21 +73,23 @@ def encode(kind: str, fields: Fields) -> bytes:
 
 def decode(data: bytes, known: Mapping[str, Collection[str]], descriptors: tuple[int, ...] = ()) -> Datagram:
     """Return the datagram. known: the kinds the reader takes, each with its tags. Raises WireError on anything else."""
-    head, _, rest = data.partition(b"\n")
-    kind = head.decode("ascii", "replace")
-    if len(data) > LIMIT or kind not in known:
+    at = data.find(b"\n") + 1
+    kind = (data[: at - 1] if at else data).decode("ascii", "replace")
+    tags = known.get(kind)
+    if len(data) > LIMIT or tags is None:
         raise WireError(f"unexpected datagram {kind[:20]!a} of {len(data)} bytes")
     fields: dict[str, bytes] = {}
-    while rest:
-        tag_bytes, colon, rest = rest.partition(b":")
-        digits, colon2, rest = rest.partition(b":")
-        tag = tag_bytes[:40].decode("ascii", "replace")
-        if not (colon and colon2 and digits.isdigit() and len(digits) <= 6) or tag not in known[kind] or tag in fields:
+    while 0 < at < len(data):
+        head = _HEAD.match(data, at)
+        tag = (data[at : at + 40] if head is None else head[1]).decode("ascii", "replace")
+        if head is None or tag not in tags or tag in fields:
             raise WireError(f"{kind}: field {tag!a} is unknown, double or malformed")
-        size = int(digits)
-        if rest[size : size + 1] != b"\n":
+        begin = head.end()
+        at = begin + int(head[2])
+        if data[at : at + 1] != b"\n":
             raise WireError(f"{kind}: field {tag!a} is cut short")
-        fields[tag], rest = rest[:size], rest[size + 1 :]
+        fields[tag] = data[begin:at]
+        at += 1
     return Datagram(kind, fields, descriptors)
 
 
@@ -88,10 +97,9 @@ def send(sock: socket.socket, kind: str, fields: Fields, descriptors: Sequence[i
     """Send one datagram. Raises WireError (too long) or OSError."""
     data = encode(kind, fields)
     if descriptors:
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        sock.sendmsg([data], [(_SOCKET, _RIGHTS, array.array("i", descriptors))], _NO_SIGNAL)
     else:
-        sock.send(data, socket.MSG_NOSIGNAL)
+        sock.send(data, _NO_SIGNAL)
 
 
 def receive(
@@ -102,20 +110,19 @@ def receive(
     Descriptors arrive close-on-exec. Raises WireError where their number is none of `descriptors`, or the datagram is
     not one of `known`; then all that came are closed. Raises OSError (BlockingIOError included).
     """
-    room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
-    data, ancillary, flags, _ = sock.recvmsg(LIMIT + 1, room, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
+    data, ancillary, flags, _ = sock.recvmsg(LIMIT + 1, _ROOM, _CLOEXEC)
+    fds: tuple[int, ...] = ()
     for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        if level == _SOCKET and kind == _RIGHTS:
+            fds += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
     if not data and not fds:
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT:
             raise WireError("a datagram was cut short")
         if len(fds) not in descriptors:
             raise WireError(f"{len(fds)} descriptors came, {list(descriptors)} expected")
-        return decode(data, known, tuple(fds))
+        return decode(data, known, fds)
     except WireError:
         for fd in fds:
             os.close(fd)
