@@ -192,7 +192,8 @@ class Agent:
             maildir = Maildir(home, self._settings.maildir)
             job = Job(
                 arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now, keep_here,
-                programs=self.programs, variables=environment(arrived.envelope, self._settings.delimiter),
+                programs=self.programs,
+                variables=environment(arrived.envelope, self._settings.delimiter) if self._settings.programs else {},
                 filtered=Filtered(home, STATE, arrived.key.word),
             )  # fmt: skip
             return carry_out(job, decision, prepared)
@@ -313,8 +314,7 @@ def _make_state(home: int) -> None:
 
 def _arrived(job: wire.Datagram, message: int, submit: socket.socket) -> _Arrived:
     """Return the job with its message read, once. Raises SealError."""
-    sealed.measure(message, _LONGEST_READ)
-    raw = sealed.read(message)
+    raw = sealed.read(message, sealed.measure(message, _LONGEST_READ))
     client = job.text("client")
     recipient, original = job.text("recipient"), job.text("original")
     envelope = Envelope(

@@ -41,11 +41,10 @@ class Key:
     @cached_property
     def word(self) -> str:
         """Return 32 hexadecimal digits that stand for the key, in file names and Message-IDs."""
-        whole = hashlib.sha256()
-        for part in (self.queue_id, self.recipient, self.original, self.digest):
-            data = part.encode("utf-8", "surrogatepass")
-            whole.update(b"%d:" % len(data) + data)
-        return whole.hexdigest()[:32]
+        parts = (self.queue_id, self.recipient, self.original, self.digest)
+        encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+        whole = b"".join([b"%d:%s" % (len(data), data) for data in encoded])
+        return hashlib.sha256(whole).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
