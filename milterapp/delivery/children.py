@@ -7,7 +7,7 @@ but what the monitor was built with, or pass on its environment.
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import signal
 import socket
 import time
@@ -35,27 +35,26 @@ class Loop:
     """Sockets that wait to be read, each with what to do then and what to do when that fails."""
 
     def __init__(self, log: Log) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, _Watched] = {}
         self._log = log
 
     def watch(self, sock: socket.socket, ready: Callable[[], None], fail: Callable[[str], None]) -> None:
         """Call ready where there is something to read, and fail with a reason where that raised."""
-        sock.setblocking(False)  # noqa: FBT003 - the name of the method says it
-        self._selector.register(sock.fileno(), selectors.EVENT_READ, _Watched(ready, fail))
+        if sock.getblocking():
+            sock.setblocking(False)  # noqa: FBT003 - the name of the method says it
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._watched[sock.fileno()] = _Watched(ready, fail)
 
     def unwatch(self, sock: socket.socket) -> None:
         """Stop watching; nothing happens where it was not watched."""
-        try:
-            self._selector.unregister(sock.fileno())
-        except (KeyError, ValueError):
-            pass
+        if self._watched.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock.fileno())
 
     def turn(self, timeout: float | None) -> None:
         """Wait, seconds, and handle what is ready."""
-        for key, _ in self._selector.select(timeout):
-            watched: _Watched = key.data
-            now = self._selector.get_map().get(key.fd)
-            if now is None or now.data is not watched:
+        for fd, watched in [(fd, self._watched.get(fd)) for fd, _ in self._epoll.poll(timeout)]:
+            if watched is None or self._watched.get(fd) is not watched:
                 continue  # what came before it in this turn closed it
             try:
                 watched.ready()

@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 
 __all__ = ["FORMATS", "Log", "line"]
 
 FORMATS = ("logfmt", "json")
 _MOST = 1000  # characters of a value
 _MOST_DECIDED = 8000  # of what an agent reports
-_BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_@/:+*<>[](){}~!$%&^|;#?',")
+_BARE = re.compile(r"[a-zA-Z0-9.\-_@/:+*<>\[\](){}~!$%&^|;#?',]+")
 
 Value = str | int | float | bytes | None
 
 
 def _quoted(value: str | int | float) -> str:
     text = str(value)
-    return text if text and _BARE.issuperset(text) else json.dumps(text).replace("\x7f", "\\u007f")
+    return text if _BARE.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f")
+
+
+@lru_cache(1)
+def _second(moment: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
 
 
 def line(form: str, moment: float, level: str, service: str, event: str, fields: Mapping[str, Value]) -> bytes:
     """Return one line with its newline. moment: seconds since 1970; fields: in reading order, None is left out."""
-    stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(moment))}.{int(moment % 1 * 1000):03}Z"
+    stamp = f"{_second(int(moment))}.{int(moment % 1 * 1000):03}Z"
     said: dict[str, str | int | float] = {"time": stamp, "level": level, "service": service, "event": event}
     for key, value in fields.items():
         if value is None:
