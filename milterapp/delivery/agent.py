@@ -71,7 +71,7 @@ def serve(control: socket.socket, settings: AgentSettings, home: str, user: str,
     agent = Agent(settings, home, user, Programs(socket.socket(fileno=programs) if programs >= 0 else None))
     status = 0
     try:
-        while (job := wire.receive(control, JOB, descriptors=(2,))) is not None:
+        while (job := wire.receive(control, JOB, descriptors=(1, 2))) is not None:
             signal.setitimer(signal.ITIMER_REAL, settings.deadline + 10)
             answer, event = agent.answer(job)
             wire.send(control, "ANSWER", {"status": answer.status, "text": printable(answer.text, 600), "event": event})
@@ -102,6 +102,7 @@ class Agent:
         self.programs = programs or Programs()
         self._home = home
         self.homeless = False
+        self._line = -1  # to submit, which the last message had no use for
         self._user = user
         self._limits = Limits(**settings.limits)
         self._rules = Ruleset(settings, os.geteuid())
@@ -112,14 +113,19 @@ class Agent:
         self._swept = time.time()
 
     def answer(self, job: wire.Datagram) -> tuple[Answer, str]:
-        """Return the answer for one job and its event as JSON; every fault is a deferral. Closes what came."""
+        """Return the answer for one job and its event as JSON; every fault is a deferral. Closes what came.
+
+        What comes with the message is the line to submit; where none comes, the former one was not used yet.
+        """
         start = time.monotonic()
         event: dict[str, Any] = {"user": self._user}
         self.programs.runs.clear()
-        message, connection = job.descriptors
+        message, *lines = job.descriptors
+        submit = Submit(lines[0] if lines else self._line)
+        if lines and self._line >= 0:
+            os.close(self._line)
         try:
-            with socket.socket(fileno=connection) as submit:
-                answer = self._deliver(_arrived(job, message, submit), event)
+            answer = self._deliver(_arrived(job, message, submit), event)
         except Unavailable as error:
             self.homeless = True
             answer = Answer("defer", str(error))
@@ -130,6 +136,7 @@ class Agent:
             event["fault"] = _place(error)
         finally:
             self._scripts.end()
+            self._line = submit.rest()
             os.close(message)
         event["programs"] = list(self.programs.runs)
         event["seconds"] = round(time.monotonic() - start, 4)
@@ -312,7 +319,7 @@ def _make_state(home: int) -> None:
         pass  # its owner and mode are looked at where a file in it is opened
 
 
-def _arrived(job: wire.Datagram, message: int, submit: socket.socket) -> _Arrived:
+def _arrived(job: wire.Datagram, message: int, submit: Submit) -> _Arrived:
     """Return the job with its message read, once. Raises SealError."""
     raw = sealed.read(message, sealed.measure(message, _LONGEST_READ))
     client = job.text("client")
@@ -326,7 +333,7 @@ def _arrived(job: wire.Datagram, message: int, submit: socket.socket) -> _Arrive
         queue_id=job.text("queue_id"),
     )
     key = Key(envelope.queue_id, recipient, original, hashlib.sha256(raw).hexdigest())
-    return _Arrived(envelope, key, raw, Submit(submit))
+    return _Arrived(envelope, key, raw, submit)
 
 
 def _hand_back(arrived: _Arrived) -> Answer:

@@ -4,6 +4,9 @@ Must never: give a second job to an agent that has one, start a second agent for
 message at once), leave one running past its deadline, or read what a user wrote.
 
 The zygote forks them and kills them; the pool counts an agent until the kernel says that it has ended.
+
+Where few messages need submit, an agent has a line to it that leads nowhere yet: once it asks something, whoever gave
+the job hands our end on, and the next job comes with a new line. Until then the line serves one job after the other.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,6 +52,7 @@ class Verdict:
 
 
 Done = Callable[[Verdict], None]
+Asks = Callable[[socket.socket], None]  # takes our end of a line over which something has come
 
 
 class Room(Enum):
@@ -74,6 +78,8 @@ class _Agent:
     state: _State = _State.BUSY
     pid: int = 0
     job: Done | None = None
+    asks: Asks | None = None
+    line: socket.socket | None = None
     jobs: int = 0
     doomed: bool = False
 
@@ -115,24 +121,52 @@ class Agents:
 
     def make_room(self, wanted: int) -> None:
         """End as many warm agents as are wanted beyond those that end already, the longest waiting first."""
+        if not wanted:
+            return
         wanted -= sum(agent.state is _State.ENDING for agent in self._agents.values())
         idle = [agent for agent in self._agents.values() if agent.state is _State.IDLE]
         for agent in sorted(idle, key=lambda agent: agent.until)[: max(0, wanted)]:
             self._end(agent)
 
-    def give(self, user: User, job: wire.Fields, descriptors: Sequence[int], done: Done) -> None:
+    def give(self, user: User, job: wire.Fields, message: int, submit: int | Asks, done: Done) -> None:
         """Give a job to the user's agent, where there is room; done is called once. Descriptors stay the caller's.
 
-        Raises OSError or WireError where it could not be given.
+        submit: a connection to it, or what is called where the agent asks something. Raises OSError or WireError where
+        it could not be given.
         """
         agent = self._by_key.get((user.uid, user.home)) or self._spawn(user)
         try:
-            wire.send(agent.control, "JOB", job, descriptors)
+            if isinstance(submit, int):
+                wire.send(agent.control, "JOB", job, (message, submit))
+            elif agent.line is not None:
+                wire.send(agent.control, "JOB", job, (message,))
+            else:
+                self._send_with_line(agent, job, message)
         except (OSError, wire.WireError):
             self._end(agent)
             raise
         agent.state, agent.job, agent.until = _State.BUSY, done, self._clock() + self._deadline
+        agent.asks = None if isinstance(submit, int) else submit
         agent.jobs += 1
+
+    def _send_with_line(self, agent: _Agent, job: wire.Fields, message: int) -> None:
+        agent.line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._loop.watch(agent.line, lambda: self._asked(agent), lambda reason: self._faulty(agent, reason))
+        with theirs:
+            wire.send(agent.control, "JOB", job, (message, theirs.fileno()))
+
+    def _asked(self, agent: _Agent) -> None:
+        """Hand on the line over which an agent asks something. Raises WireError where it has nothing to ask about."""
+        line, agent.line = agent.line, None
+        if line is None:
+            return
+        with line:
+            self._loop.unwatch(line)
+            if not line.recv(1, socket.MSG_PEEK):
+                return  # it ends
+            if agent.job is None or agent.asks is None:
+                raise wire.WireError("it asked without a job")
+            agent.asks(line)
 
     def from_zygote(self, datagram: wire.Datagram) -> None:
         """Take what the zygote says."""
@@ -245,8 +279,10 @@ class Agents:
 
     def _end(self, agent: _Agent) -> None:
         """Let it end: it sees the end of its connection, and is killed where it does not leave."""
-        self._loop.unwatch(agent.control)
-        agent.control.close()
+        for one in (agent.control, *([agent.line] if agent.line else ())):
+            self._loop.unwatch(one)
+            one.close()
+        agent.line = None
         agent.state, agent.until = _State.ENDING, self._clock() + _LEAVE
 
     def _kill(self, agent: _Agent) -> None:

@@ -56,17 +56,26 @@ class Answer:
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Submit:
-    """The agent's end of its connection to submit. Faults of the connection are outcomes too: failed."""
+    """The agent's end of its line to submit, which becomes a socket when it is asked something for the first time.
 
-    connection: socket.socket
+    Faults of the connection are outcomes too: failed.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Take the descriptor, which is this object's to close, -1 for none."""
+        self._descriptor = descriptor
+        self._connection: socket.socket | None = None
 
     def ask(self, kind: str, fields: Mapping[str, str], message: int | None = None) -> Outcome:
         """Ask for one thing and wait for the answer. message: a sealed memfd, None for the message as it came."""
         try:
-            wire.send(self.connection, kind, fields, () if message is None else (message,))
-            answer = wire.receive(self.connection, RESPONSES)
+            if self._connection is None:
+                if self._descriptor < 0:
+                    raise ConnectionError("no line to it")
+                self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=self._descriptor)
+            wire.send(self._connection, kind, fields, () if message is None else (message,))
+            answer = wire.receive(self._connection, RESPONSES)
         except (wire.WireError, OSError, UnicodeError) as error:
             return Outcome("failed", f"submit: {error}")
         if answer is None:
@@ -74,6 +83,13 @@ class Submit:
         if answer.kind == "DONE":
             return Outcome("done", answer.text("queue_id"))
         return Outcome(answer.kind.lower(), answer.text("text"))
+
+    def rest(self) -> int:
+        """Return the descriptor where nothing was asked, for the next message; else close it and return -1."""
+        if self._connection is None:
+            return self._descriptor
+        self._connection.close()
+        return -1
 
 
 @dataclass(frozen=True)

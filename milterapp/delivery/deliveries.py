@@ -1,7 +1,8 @@
 """What the monitor does with each message: receive, resolve, wait for room, agent or hand back, answer.
 
 Must never: read a message, open a file under a home, parse what a user or an agent wrote, answer `ok` for what nobody
-has confirmed. A delivery ends with exactly one answer, or none, which is a deferral too.
+has confirmed. A delivery ends with exactly one answer, or none, which is a deferral too. A client that comes again and
+again (the LMTP door) keeps its connection: one message after the other, each when the one before is answered.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = ["Deliveries", "Phase"]
 _RECEIVE, _RESOLVE = 10.0, 30.0  # seconds for the client's datagram, and for NSS
 _FRESH, _MOST_FOUND = 5.0, 1000  # seconds for which a user found stands, and how many recipients are remembered
 _NO_ID = 2**32 - 2
+_MOST_IDLE = 64  # connections that wait for their clients' next message
 _KNOWN = ("sender", "recipient", "original", "queue_id")  # what submit and agent are both told
 
 
@@ -43,11 +45,20 @@ _BEGUN = (Phase.WORKING, Phase.HANDING_BACK)  # goes on without its client; the 
 
 
 @dataclass(slots=True, eq=False)
+class _Client:
+    """A connection. stays: whether another message may come over it; delivery: of the present one, None for none."""
+
+    connection: socket.socket
+    stays: bool
+    delivery: _Delivery | None = None
+
+
+@dataclass(slots=True, eq=False)
 class _Delivery:
     """One message for one recipient. message: the sealed memfd, -1 before it came; user: None to hand back."""
 
     number: int
-    connection: socket.socket | None
+    client: _Client | None
     since: float
     until: float
     phase: Phase = Phase.RECEIVING
@@ -58,7 +69,6 @@ class _Delivery:
     user: User | None = None
     extension: str = ""
     submit: socket.socket | None = None
-    ends: tuple[socket.socket, ...] = ()  # of the agent's connection, before it asks anything
     obstacle: str = Phase.WAITING.value
 
 
@@ -74,6 +84,8 @@ class Deliveries:
         self._loop, self._resolver, self._agents, self._log, self._clock = loop, resolver, agents, log, clock
         self._all: dict[int, _Delivery] = {}
         self._found: dict[bytes, tuple[User, str, float]] = {}  # of late: recipient to user, extension, when to ask
+        self._idle: set[_Client] = set()
+        self._stopping = False
         self._last = 0
 
     def __len__(self) -> int:
@@ -81,20 +93,32 @@ class Deliveries:
 
     # the client
 
-    def accept(self, connection: socket.socket) -> None:
-        """Begin with a connection whose peer may deliver."""
+    def accept(self, connection: socket.socket, *, stays: bool) -> None:
+        """Begin with a connection whose peer may deliver. stays: one message after the other."""
+        client = _Client(connection, stays)
+        self._expect(client)
+        self._loop.watch(connection, lambda: self._hear(client), lambda why: self._drop(client, why))
+
+    def _expect(self, client: _Client) -> _Delivery:
+        """Begin a delivery, whose message is still to come."""
         self._last += 1
         now = self._clock()
-        delivery = _Delivery(self._last, connection, now, now + _RECEIVE)
-        self._all[delivery.number] = delivery
-        self._loop.watch(connection, lambda: self._client(delivery, connection), lambda why: self._drop(delivery, why))
+        delivery = client.delivery = self._all[self._last] = _Delivery(self._last, client, now, now + _RECEIVE)
+        return delivery
 
-    def _client(self, delivery: _Delivery, connection: socket.socket) -> None:
-        """Take the one datagram that a client sends, or its leaving. Raises WireError, OSError."""
-        datagram = wire.receive(connection, kinds.DELIVER, descriptors=(1,))
-        if datagram is None:
-            self._drop(delivery, "the client left")
+    def _hear(self, client: _Client) -> None:
+        """Take the datagram that a client sends for each message, or its leaving. Raises WireError, OSError."""
+        datagram = wire.receive(client.connection, kinds.DELIVER, descriptors=(1,))
+        if datagram is None and client.delivery is None:
+            self._hang_up(client)
             return
+        if datagram is None:
+            self._drop(client, "the client left")
+            return
+        delivery = client.delivery
+        if delivery is None:
+            self._idle.discard(client)
+            delivery = self._expect(client)
         fd = datagram.descriptors[0]
         complete = set(datagram.fields) == set(kinds.DELIVER[datagram.kind])
         if delivery.phase is not Phase.RECEIVING or not complete or not linux.is_sealed(fd) or not os.fstat(fd).st_size:
@@ -110,11 +134,12 @@ class Deliveries:
             self._enter(delivery, Phase.RESOLVING, _RESOLVE)
             self._ask(delivery)
 
-    def _drop(self, delivery: _Delivery, why: str) -> None:
+    def _drop(self, client: _Client, why: str) -> None:
         """Answer no more, which defers; end what has not begun."""
-        self._log("warning", "dropped", queue_id=delivery.envelope.get("queue_id"), error=why)
-        self._hang_up(delivery)
-        if delivery.phase not in _BEGUN:
+        delivery = client.delivery
+        self._log("warning", "dropped", queue_id=delivery.envelope.get("queue_id") if delivery else None, error=why)
+        self._hang_up(client)
+        if delivery is not None and delivery.phase not in _BEGUN:
             self._forget(delivery)
 
     # the recipient
@@ -218,25 +243,22 @@ class Deliveries:
     def _give(self, delivery: _Delivery, user: User) -> None:
         """Give the agent the message, and what it reaches submit over. Raises OSError or WireError.
 
-        Where mail is kept here few messages need submit, so it hears of one only when the agent asks: until then both
-        ends of the agent's connection are held.
+        Where mail is kept here few messages need submit, so it hears of one only when the agent asks.
         """
         job: dict[str, bytes | str | int] = {tag: delivery.envelope[tag] for tag in (*_KNOWN, "client")}
-        if (connection := delivery.submit) is None:
-            ours, connection = delivery.ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._loop.watch(ours, lambda: self._asked(delivery, ours), lambda _: self._close_submit(delivery))
-        connection.setblocking(True)  # noqa: FBT003 - the name says it; the agent shares what it is set to
-        descriptors = (delivery.message, connection.fileno())
         job["extension"] = delivery.extension
-        self._agents.give(user, job, descriptors, lambda verdict: self._finish(delivery, verdict))
+        asks: int | Callable[[socket.socket], None] = lambda line: self._asked(delivery, line)  # noqa: E731
+        if delivery.submit is not None:
+            delivery.submit.setblocking(True)  # noqa: FBT003 - the name says it; the agent shares what it is set to
+            asks = delivery.submit.fileno()
+        self._agents.give(user, job, delivery.message, asks, lambda verdict: self._finish(delivery, verdict))
         self._enter(delivery, Phase.WORKING, float("inf"))  # the pool keeps that deadline
-        if not delivery.ends:
-            self._close_submit(delivery)  # the agent has its own
+        self._close_submit(delivery)  # the agent has its own
 
-    def _asked(self, delivery: _Delivery, ours: socket.socket) -> None:
-        """Give submit the other end of what the agent has just asked over; the agent sees the end of it where not."""
+    def _asked(self, delivery: _Delivery, line: socket.socket) -> None:
+        """Give submit the line that the agent has just asked over; the agent sees the end of it where not."""
         try:
-            self._reach_submit(delivery, (ours.fileno(),))
+            self._reach_submit(delivery, (line.fileno(),))
         except (OSError, wire.WireError) as error:
             self._log("warning", "submit does not answer", queue_id=delivery.envelope["queue_id"], error=str(error))
         self._close_submit(delivery)
@@ -259,15 +281,18 @@ class Deliveries:
             if delivery.until > now:
                 continue
             well = well and delivery.phase is not Phase.RESOLVING
-            if delivery.phase is Phase.RECEIVING:
-                self._drop(delivery, delivery.phase.value)
+            if delivery.phase is Phase.RECEIVING and delivery.client is not None:
+                self._drop(delivery.client, delivery.phase.value)
             else:
                 waits = delivery.phase is Phase.WAITING
                 self._defer(delivery, delivery.obstacle if waits else delivery.phase.value)
         return well
 
     def stop(self) -> None:
-        """Defer what has not begun."""
+        """Defer what has not begun, and hear of nothing more."""
+        self._stopping = True
+        for client in list(self._idle):
+            self._hang_up(client)
         for delivery in list(self._all.values()):
             if delivery.phase not in _BEGUN:
                 self._defer(delivery, "milterapp is stopping")
@@ -284,10 +309,10 @@ class Deliveries:
         text = printable(verdict.text, 600)
         if verdict.status == "reject" and not text.startswith("5."):
             text = f"5.7.1 {text}"
-        answered = False
-        if delivery.connection is not None:
+        client, answered = delivery.client, False
+        if client is not None:
             try:
-                wire.send(delivery.connection, "ANSWER", {"status": verdict.status, "text": text})
+                wire.send(client.connection, "ANSWER", {"status": verdict.status, "text": text})
                 answered = True
             except (OSError, wire.WireError):
                 pass  # the client is gone; Postfix asks again, and the journals know
@@ -300,20 +325,31 @@ class Deliveries:
             seconds=round(self._clock() - delivery.since, 3), answered=None if answered else False,
             warm=verdict.warm, decided=verdict.decided,
         )  # fmt: skip
-        self._hang_up(delivery)
+        if client is not None:
+            self._release(client, answered=answered)
         self._forget(delivery)
 
-    def _hang_up(self, delivery: _Delivery) -> None:
-        if delivery.connection is not None:
-            self._loop.unwatch(delivery.connection)
-            delivery.connection.close()
-            delivery.connection = None
+    def _release(self, client: _Client, *, answered: bool) -> None:
+        """Wait for a client's next message, where it stays and there is room for it."""
+        if answered and client.stays and not self._stopping and len(self._idle) < _MOST_IDLE:
+            client.delivery = None
+            self._idle.add(client)
+        else:
+            self._hang_up(client)
+
+    def _hang_up(self, client: _Client) -> None:
+        self._loop.unwatch(client.connection)
+        client.connection.close()
+        self._idle.discard(client)
+        if client.delivery is not None:
+            client.delivery.client = None
+            client.delivery = None
 
     def _close_submit(self, delivery: _Delivery) -> None:
-        for end in (*delivery.ends, *([delivery.submit] if delivery.submit else ())):
-            self._loop.unwatch(end)
-            end.close()
-        delivery.submit, delivery.ends = None, ()
+        if delivery.submit is not None:
+            self._loop.unwatch(delivery.submit)
+            delivery.submit.close()
+            delivery.submit = None
 
     def _forget(self, delivery: _Delivery) -> None:
         self._all.pop(delivery.number, None)

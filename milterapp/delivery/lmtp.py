@@ -23,14 +23,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from milterapp.delivery import door, linux, threads, wire
 from milterapp.delivery.event import Log
+from milterapp.delivery.lines import Line, Lines
 from milterapp.delivery.lmtp_session import Answer, Item, Session
-from milterapp.delivery.requests import ANSWER
 
 __all__ = ["Service", "ask", "main"]
 
@@ -41,34 +40,26 @@ _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errn
 _STOPPING = 30.0  # seconds for which a stop waits for messages under way; the journals know the rest
 
 
-def ask(
-    path: str, items: Sequence[Item], message: int, kind: str = "DELIVER", *, deadline: float = DEADLINE
-) -> list[Answer]:
+def ask(lines: Lines, items: Sequence[Item], message: int, kind: str = "DELIVER") -> list[Answer]:
     """Hand the message to the monitor for each recipient, all at once; return their answers in the same order.
 
     Every fault is a deferral of that one recipient. message: sealed, shared by all of them; kind: of `kinds.DELIVER`.
     """
-    until = time.monotonic() + deadline
-    with ExitStack() as stack:
-        asked = [_begin(path, item, message, kind, stack) for item in items]
-        return [one if isinstance(one, Answer) else _wait(one, until) for one in asked]
+    until = time.monotonic() + lines.deadline
+    asked = [_begin(lines, item, message, kind) for item in items]
+    return [one if isinstance(one, Answer) else _wait(one, until) for one in asked]
 
 
-def _begin(path: str, item: Item, message: int, kind: str, stack: ExitStack) -> socket.socket | Answer:
-    connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+def _begin(lines: Lines, item: Item, message: int, kind: str) -> Line | Answer:
     try:
-        connection.settimeout(10)
-        connection.connect(path)
-        wire.send(connection, kind, item, (message,))
+        return lines.hand_over(item, message, kind)
     except (OSError, wire.WireError) as error:
         return Answer("defer", f"4.3.0 the monitor does not answer: {getattr(error, 'strerror', '') or error}")
-    return connection
 
 
-def _wait(connection: socket.socket, until: float) -> Answer:
+def _wait(line: Line, until: float) -> Answer:
     try:
-        connection.settimeout(max(0.001, until - time.monotonic()))
-        answer = wire.receive(connection, ANSWER)
+        answer = line.answer(until)
     except TimeoutError:
         return Answer("defer", "4.3.0 no answer in time")
     except (OSError, wire.WireError) as error:
@@ -82,7 +73,7 @@ class Service:
     """Connections, a thread each. monitor: path of its socket; connections: how many at once."""
 
     def __init__(self, monitor: str, log: Log, *, connections: int) -> None:
-        self._monitor, self._log = monitor, log
+        self._lines, self._log = Lines(monitor, DEADLINE), log
         self._room = threads.Room(connections)
         self._quiet = threading.Condition()
         self._messages = 0
@@ -119,11 +110,12 @@ class Service:
         with self._quiet:
             self._stopping = True
             self._quiet.wait_for(lambda: self._messages == 0, timeout=_STOPPING)
+        self._lines.close()
 
     def _serve(self, kind: str, connection: socket.socket, _place: threads.Place) -> None:
         try:
             with connection:
-                connection.settimeout(_IDLE)
+                threads.patient(connection, _IDLE)
                 hand_over = partial(self._hand_over, kind)
                 Session(connection, hand_over, stopping=lambda: self._stopping, busy=self._busy).run()
         except OSError as error:
@@ -138,7 +130,7 @@ class Service:
 
     def _hand_over(self, kind: str, items: Sequence[Item], message: int) -> Sequence[Answer]:
         start = time.monotonic()
-        answers = ask(self._monitor, items, message, kind)
+        answers = ask(self._lines, items, message, kind)
         self._log(
             "info", "message", queue_id=items[0]["queue_id"], recipients=len(items), size=os.fstat(message).st_size,
             answers=" ".join(one.status for one in answers), seconds=round(time.monotonic() - start, 3),

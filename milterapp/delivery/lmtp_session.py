@@ -103,7 +103,10 @@ class Session:
     def _flush(self) -> None:
         out, self._out = self._out, b""
         if out:
-            self._connection.sendall(out)
+            try:
+                self._connection.sendall(out)
+            except BlockingIOError as error:
+                raise TimeoutError("it takes no reply") from error
 
     def _end(self, line: str) -> None:
         self._say(line)
@@ -112,7 +115,10 @@ class Session:
     def _receive(self) -> bytes:
         """Return what comes next; replies leave first, all at once where commands came at once."""
         self._flush()
-        data = self._connection.recv(_CHUNK)
+        try:
+            data = self._connection.recv(_CHUNK)
+        except BlockingIOError as error:
+            raise TimeoutError("it says nothing") from error
         if not data:
             raise _Hangup
         return data

@@ -43,13 +43,15 @@ class BusyError(Exception):
 
 
 class Monitor:
-    """The loop. settings: as in `dataclasses.asdict(Settings())`; peers: the uids that may deliver.
+    """The loop. settings: as in `dataclasses.asdict(Settings())`.
+
+    peers: the uids that may deliver, and whether they send one message after the other over a connection.
 
     zygote, resolver: what to execute, with its arguments.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], listener: socket.socket, peers: frozenset[int], log: Log, *,
+        self, settings: Mapping[str, Any], listener: socket.socket, peers: Mapping[int, bool], log: Log, *,
         zygote: Sequence[str], resolver: Sequence[str], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         own = settings["delivery"]
@@ -65,6 +67,7 @@ class Monitor:
         self._most = min(_MOST, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _DESCRIPTORS))
         self._listening = self._stopping = False
         self._ears_at = 0.0  # when to listen again
+        self._looks_at = 0.0  # when to look at the deadlines again
         self._wake, self._woken = socket.socketpair()
 
     def run(self) -> None:
@@ -86,10 +89,12 @@ class Monitor:
         self._listen()
         busy = len(self._deliveries) or not (self._zygote.pid and self._resolver.pid) or not self._listening
         self._loop.turn(_TICK if busy else _QUIET)
-        if not self._agents.tick():
-            self._zygote_lost("it does not answer")
-        if not self._deliveries.tick():
-            self._resolver_lost("it does not answer")
+        if self._clock() >= self._looks_at:
+            self._looks_at = self._clock() + _TICK
+            if not self._agents.tick():
+                self._zygote_lost("it does not answer")
+            if not self._deliveries.tick():
+                self._resolver_lost("it does not answer")
         self._deliveries.dispatch()
 
     def _stop(self, *_: object) -> None:
@@ -110,7 +115,7 @@ class Monitor:
         connection, _ = self._listener.accept()
         uid = wire.peer_uid(connection)
         if uid in self._peers:
-            self._deliveries.accept(connection)
+            self._deliveries.accept(connection, stays=self._peers[uid])
         else:
             connection.close()
             self._log("warning", "refused", uid=uid)
@@ -285,7 +290,7 @@ def run(text: str, *, zygote: Sequence[str] = (), resolver: Sequence[str] = ()) 
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MOST * _DESCRIPTORS)), hard))
     try:
         client = linux.account(accounts["pipe"])
-        peers = {client.uid, *_lmtp_uid(accounts["lmtp"])}
+        peers = {client.uid: False} | dict.fromkeys(_lmtp_uid(accounts["lmtp"]), True)
         make_folder(os.path.dirname(own["socket"]), linux.account(accounts["monitor"]), client.gid)
         account = linux.keep_capabilities(accounts["monitor"])
         seccomp.install(seccomp.service(own["min_uid"], own["min_gid"], own["gids"]))
@@ -297,7 +302,7 @@ def run(text: str, *, zygote: Sequence[str] = (), resolver: Sequence[str] = ()) 
         return next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
     log("info", "ready", uid=account.uid, socket=own["socket"], landlock=linux.landlock_abi())
     Monitor(
-        settings, listener, frozenset(peers), log,
+        settings, listener, peers, log,
         zygote=zygote or program("milterapp.delivery.zygote", text),
         resolver=resolver or program("milterapp.delivery.resolver", text),
     ).run()  # fmt: skip

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import _thread
 import socket
+import struct
 import threading
 from collections.abc import Callable
 
-__all__ = ["Place", "Room", "start"]
+__all__ = ["Place", "Room", "patient", "start"]
 
 
 class Place:
@@ -34,6 +35,17 @@ class Room:
         """Wait for a place, and take it."""
         self._free.acquire()
         return Place(self._free)
+
+
+def patient(connection: socket.socket, seconds: float) -> None:
+    """Have each call on a connection give up after so many seconds, with BlockingIOError (socket(7), SO_RCVTIMEO).
+
+    socket.settimeout() does it by a poll(2) before each call.
+    """
+    connection.setblocking(True)  # noqa: FBT003 - the name of the method says it
+    time = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, time)
 
 
 def start(serve: Callable[[socket.socket, Place], None], connection: socket.socket, place: Place) -> None:

@@ -21,7 +21,7 @@ from milterapp.delivery.requests import ENVELOPE, REQUESTS
 from milterapp.settings import Accounts, DeliverySettings, Settings, SubmitSettings
 from tests.delivery.clients import PYTHON_CLIENT
 
-MONITOR, PIPE, STRANGER = 20009, 20008, 20007
+MONITOR, PIPE, STRANGER, LMTP = 20009, 20008, 20007, 20006
 STANDIN = str(Path(__file__).with_name("standin.py"))
 MESSAGE = b"From: a@example.org\n\nhello\n"
 
@@ -97,7 +97,7 @@ class Chain:
         os.mkdir(f"{self.folder}/submit")
         self.socket = f"{self.folder}/monitor/socket"
         settings = Settings(
-            accounts=Accounts(monitor=str(MONITOR), pipe=str(PIPE)),
+            accounts=Accounts(monitor=str(MONITOR), pipe=str(PIPE), lmtp=str(LMTP)),
             delivery=DeliverySettings(socket=self.socket, **delivery),
             submit=SubmitSettings(socket=f"{self.folder}/submit/socket"),
             log="json",
@@ -171,13 +171,13 @@ class Chain:
         decided: dict[str, Any] = json.loads(self.wait("delivery", count, **fields)["decided"])
         return decided
 
-    def connect(self) -> socket.socket:
-        """Return a connection to the monitor, made with the uid of the pipe client."""
+    def connect(self, uid: int = PIPE) -> socket.socket:
+        """Return a connection to the monitor, made with the uid of the pipe client, or another's."""
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine, theirs:
             subprocess.run(
                 ["/usr/bin/python3", "-I", "-S", "-c", _CONNECT, self.socket, str(theirs.fileno())],
-                user=PIPE, group=PIPE, extra_groups=[], pass_fds=[theirs.fileno()], check=True, timeout=20,
+                user=uid, group=PIPE, extra_groups=[], pass_fds=[theirs.fileno()], check=True, timeout=20,
             )  # fmt: skip
             _, descriptors, _, _ = socket.recv_fds(mine, 1, 1)
         connection = socket.socket(fileno=descriptors[0])

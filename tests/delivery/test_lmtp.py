@@ -20,6 +20,7 @@ import pytest
 
 from milterapp.delivery import door, kinds, lmtp, sealed, wire
 from milterapp.delivery.event import Log
+from milterapp.delivery.lines import Lines
 from milterapp.delivery.lmtp_session import Answer
 from milterapp.settings import Settings
 
@@ -314,7 +315,8 @@ def test_no_answer_in_time(world: World, tmp_path: Path) -> None:
     world.monitor.gate = threading.Event()
     message = sealed.seal([b"x"])
     items = [{"sender": "", "recipient": "ok@x.org", "original": "", "queue_id": "4A", "client": ""}] * 3
-    answers = lmtp.ask(str(tmp_path / "monitor"), items, message, deadline=0.2)
+    lines = Lines(str(tmp_path / "monitor"), 0.2)
+    answers = lmtp.ask(lines, items, message)
     assert answers == [Answer("defer", "4.3.0 no answer in time")] * 3
     os.close(message)
     world.monitor.gate.set()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from milterapp.delivery import monitor, sealed, wire, zygote
-from tests.delivery.chain import MESSAGE, MONITOR, STRANGER, Chain, wait_gone
+from milterapp.delivery.requests import ANSWER
+from tests.delivery.chain import LMTP, MESSAGE, MONITOR, PIPE, STRANGER, Chain, wait_gone
 
 pytestmark = pytest.mark.root
 
@@ -276,6 +277,39 @@ def test_a_second_datagram_does_not_end_what_has_begun(chain: Chain) -> None:
         assert connection.recv(100) == b""
     os.close(fd)
     assert chain.wait("delivery", queue_id="SLOW")["status"] == "ok"
+
+
+@pytest.mark.parametrize(("uid", "stays"), [pytest.param(LMTP, True, id="door"), pytest.param(PIPE, False, id="pipe")])
+def test_the_door_keeps_its_connection(chain: Chain, uid: int, stays: bool) -> None:
+    """Over the LMTP door's connection one message follows the other, each with its answer; the pipe client has one."""
+    fd = sealed.seal([MESSAGE])
+    with chain.connect(uid) as connection:
+        for queue_id in ("4A", "REJECT", "4B") if stays else ("4A",):
+            socket.send_fds(connection, [datagram(queue_id=queue_id.encode())], [fd])
+            answer = wire.receive(connection, ANSWER)
+            assert answer is not None
+            assert answer.text("status") == ("reject" if queue_id == "REJECT" else "ok")
+        if stays:  # and what makes no sense ends it, as ever
+            connection.send(b"DELIVER\n")
+        assert connection.recv(100) == b""
+    os.close(fd)
+    assert chain.deliver() == (0, b"")
+
+
+def test_a_monitor_that_stops_waits_for_no_kept_connection(chain: Chain) -> None:
+    """A connection between two messages is ended by SIGTERM, at once."""
+    fd = sealed.seal([MESSAGE])
+    with chain.connect(LMTP) as connection:
+        socket.send_fds(connection, [datagram()], [fd])
+        assert wire.receive(connection, ANSWER) is not None
+        slow = chain.begin(queue_id="SLOW")
+        chain.wait("started", child="zygote")
+        time.sleep(0.4)
+        chain.monitor.terminate()
+        assert connection.recv(100) == b""
+        assert chain.end(slow) == (0, b"")
+        assert chain.monitor.wait(20) == 0
+    os.close(fd)
 
 
 def child(chain: Chain, name: str, count: int = 1) -> int:
