@@ -148,6 +148,8 @@ class RuleFile:
 
     def load(self, home: int) -> Loaded:
         """Return the rules as they stand now. home: a descriptor. Raises Unavailable."""
+        if self._loaded is not None and self._same(home):
+            return self._loaded
         loaded, self._loaded = self._loaded, None
         try:
             with self._folder(home) as (folder, fault):
@@ -211,7 +213,7 @@ class RuleFile:
                 there = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
                 os.close(here)
                 here = there
-                if fault := self._folder_fault(here, f"the folder {name!r}"):
+                if fault := self._folder_fault(os.fstat(here), f"the folder {name!r}"):
                     raise UnsafeError(fault)
             yield here
         finally:
@@ -227,19 +229,18 @@ class RuleFile:
         way = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC if self._absolute else _FOLDER
         here = os.open("/", way) if self._absolute else os.dup(home)
         try:
-            fault = self._folder_fault(here, "/" if self._absolute else "the home")
+            fault = self._folder_fault(os.fstat(here), "/" if self._absolute else "the home")
             for at, name in enumerate(self._folders, 1):
                 flags = _FOLDER if at == len(self._folders) else way
                 there = os.open(name, flags | os.O_NOFOLLOW, dir_fd=here)
                 os.close(here)
                 here = there
-                fault = fault or self._folder_fault(here, f"the folder {name!r}")
+                fault = fault or self._folder_fault(os.fstat(here), f"the folder {name!r}")
             yield here, fault
         finally:
             os.close(here)
 
-    def _folder_fault(self, descriptor: int, name: str) -> str:
-        found = os.fstat(descriptor)
+    def _folder_fault(self, found: os.stat_result, name: str) -> str:
         if found.st_uid not in (self._uid, 0):
             return f"{name} belongs to another user"
         if found.st_mode & 0o022:
@@ -294,6 +295,27 @@ class RuleFile:
             return found[path]
 
         return read_script
+
+    def _same(self, home: int) -> bool:
+        """Tell whether the files are sure to be those that were read, without opening a folder.
+
+        Where it cannot be told so simply, whatever is the matter, load() looks closer.
+        """
+        if self._absolute or len(self._folders) != 1:
+            return False
+        folder = self._folders[0]
+        try:
+            if self._folder_fault(os.fstat(home), "the home"):
+                return False
+            found = os.stat(folder, dir_fd=home, follow_symlinks=False)
+            if not stat.S_ISDIR(found.st_mode) or self._folder_fault(found, folder):
+                return False
+            return bool(self._stamps) and all(
+                _stamp(os.stat(f"{folder}/{name}", dir_fd=home, follow_symlinks=False)) == stamp
+                for name, stamp in self._stamps.items()
+            )
+        except OSError:
+            return False
 
     def _unchanged(self, folder: int) -> bool:
         return bool(self._stamps) and all(

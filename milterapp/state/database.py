@@ -12,7 +12,8 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from types import TracebackType
 
 __all__ = ["BUSY", "Database", "StateError", "exists"]
 
@@ -38,6 +39,7 @@ class Database:
         self._synchronous = "FULL" if durable else "NORMAL"
         self._lock = threading.RLock()  # _prepare begins a transaction, also where one found the file faulty
         self._faulty = False
+        self._turn = _Turn(self)
         self._open()
 
     def _open(self) -> None:
@@ -125,21 +127,27 @@ class Database:
         except OSError as error:
             raise StateError(f"{self.path}: {error.strerror}") from error
 
-    @contextmanager
-    def _turn(self) -> Iterator[sqlite3.Connection]:
-        """Wait for the threads before us, who may each wait for another process; give the connection.
+    def begin(self) -> sqlite3.Connection:
+        """Wait for the threads before us, who may each wait for another process; give the connection, until end().
 
-        Raises StateError for every fault of the database.
+        Raises StateError.
         """
         if not self._lock.acquire(timeout=self._patience):
             raise StateError(f"{self.path}: other threads have had it for {self._patience:g} s")
         try:
-            yield self._usable()
-        except sqlite3.Error as error:
-            self._faulty = True
-            with suppress(sqlite3.Error):  # closed before the next use, which ends what this does not
-                self._connection.rollback()  # so that other processes need not wait for that
-            raise StateError(f"{self.path}: {error}") from error
+            return self._usable()
+        except BaseException as error:
+            self.end(error)
+            raise
+
+    def end(self, error: BaseException | None) -> None:
+        """Give the connection back. Raises StateError for a fault of the database."""
+        try:
+            if isinstance(error, sqlite3.Error):
+                self._faulty = True
+                with suppress(sqlite3.Error):  # closed before the next use, which ends what this does not
+                    self._connection.rollback()  # so that other processes need not wait for that
+                raise StateError(f"{self.path}: {error}") from error
         finally:
             self._lock.release()
 
@@ -149,7 +157,7 @@ class Database:
 
         Raises StateError for every fault of the database.
         """
-        with self._turn() as connection:
+        with self._turn as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -164,19 +172,32 @@ class Database:
         Outside of a transaction SQLite commits each statement: a third of the calls that transaction() makes.
         Raises StateError for every fault of the database.
         """
-        with self._turn() as connection:
+        with self._turn as connection:
             return connection.execute(statement, values).rowcount
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
         """Give the connection for single reads. Raises StateError for every fault of the database."""
-        with self._turn() as connection:
-            yield connection
+        return self._turn
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+
+class _Turn(AbstractContextManager["sqlite3.Connection"]):
+    """A thread's turn with the connection: one object, entered for each statement, as a generator would cost more."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._database.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.end(error)
 
 
 def exists(path: str) -> bool:
