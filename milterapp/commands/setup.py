@@ -84,7 +84,8 @@ def _print(site: Site, postfix: Configuration, settings: Settings) -> int:
     _, goal = attachment.goal_of(site, postfix, record)
     for line in _text(goal, postfix):
         print(line)
-    for note in (*_client(site, settings), *notes(postfix.main, postfix.services, virtual=bool(site.virtual))):
+    client_faults = () if site.lmtp else client.faults(settings)
+    for note in (*client_faults, *notes(postfix.main, postfix.services, virtual=bool(site.virtual))):
         print(f"note: {note}", file=sys.stderr)
     return os.EX_OK
 

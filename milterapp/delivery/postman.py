@@ -20,6 +20,7 @@ from itertools import chain
 from typing import Any
 
 from milterapp.delivery import replies, sealed, smtp, wire
+from milterapp.delivery.smtp_sessions import Sessions
 from milterapp.delivery.stores import one_line
 from milterapp.mail.envelope import Envelope, split_address
 from milterapp.mail.limits import LimitHit, Limits
@@ -115,6 +116,7 @@ class Postman:
         self._journal = Journal(os.path.join(policy.state, "journal.sqlite"))
         self._replied = Replied(os.path.join(policy.state, "replied.sqlite"))
         self._rates = Rates(os.path.join(policy.state, "rates.sqlite"))
+        self._sessions = Sessions(policy.timeout)
         self._under_way: set[str] = set()
         self._owed: dict[tuple[Key, str], tuple[str, int]] = {}  # key and mark to queue id and time
         self._lock = threading.Lock()
@@ -125,8 +127,13 @@ class Postman:
         self._rates.expire(now - _KEEP_RECORDS)
         self._replied.expire(now - max(_LONGEST_DAYS * _DAY, int(self._policy.reply_interval)))
 
+    def leave(self) -> None:
+        """Take leave of Postfix; what comes after all has a session of its own."""
+        self._sessions.close()
+
     def close(self) -> None:
         """Close the state."""
+        self.leave()
         self._journal.close()
         self._replied.close()
         self._rates.close()
@@ -225,7 +232,7 @@ class Postman:
         """
         transaction = smtp.Transaction(sender, recipient, eight_bit=_eight_bit(message))
         try:
-            return smtp.send(door, transaction, chain((first,), sealed.chunks(message)), timeout=self._policy.timeout)
+            return self._sessions.send(door, transaction, chain((first,), sealed.chunks(message)))
         except (smtp.SenderError, smtp.AddressError):
             if not sender:
                 raise
@@ -286,7 +293,7 @@ class Postman:
             message_id=f"{held.key.word}.{request.text('step')}@{split_address(own)[1] or 'localhost'}",
         )
         transaction = smtp.Transaction("", sender, eight_bit=not (own + sender).isascii())
-        return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
+        return self._sessions.send(self._policy.send, transaction, parts)
 
     def _write(self, held: Held, request: wire.Datagram, now: float) -> str:
         """Send a script's own letter, from the recipient's address, to which its bounce would come.
@@ -304,7 +311,7 @@ class Postman:
         parts = self._letter(held, request, now, own, target)
         sender = "" if by_nobody else own  # whose bounce would be one more message that nobody wrote
         transaction = smtp.Transaction(sender, target, eight_bit=not (own + target).isascii())
-        return smtp.send(self._policy.send, transaction, parts, timeout=self._policy.timeout)
+        return self._sessions.send(self._policy.send, transaction, parts)
 
     def _own(self, held: Held, request: wire.Datagram) -> str:
         """Return the address that a script writes as, "" for none named. Raises RefusedError where it is no own."""
@@ -346,7 +353,7 @@ class Postman:
         own = held.recipient
         parts = self._letter(held, request, now, own, own)
         transaction = smtp.Transaction("", own, eight_bit=not own.isascii())
-        return smtp.send(self._keeper(held), transaction, parts, timeout=self._policy.timeout)
+        return self._sessions.send(self._keeper(held), transaction, parts)
 
     @staticmethod
     def _letter(held: Held, request: wire.Datagram, now: float, own: str, to: str) -> Iterator[bytes]:

@@ -12,14 +12,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from milterapp.delivery import threads
+
 __all__ = [
     "LMTP",
     "AddressError",
+    "Dialogue",
     "FinalError",
     "SenderError",
     "SmtpError",
     "Transaction",
+    "connect",
     "endpoint",
+    "failure",
     "path",
     "send",
     "wire_form",
@@ -61,6 +66,13 @@ class Transaction:
     sender: str
     recipient: str
     eight_bit: bool = True
+
+    def envelope(self) -> tuple[bytes, bytes]:
+        """Return sender and recipient as paths. Raises AddressError."""
+        sender, recipient = b"<>" if not self.sender else path(self.sender), path(self.recipient)
+        if recipient == b"<>":
+            raise AddressError("no recipient")
+        return sender, recipient
 
 
 def path(address: str) -> bytes:
@@ -118,15 +130,35 @@ def _connect(address: str, timeout: float) -> socket.socket:
     """Return a connection. Raises OSError or ValueError."""
     place = endpoint(address)
     if not isinstance(place, str):
-        return socket.create_connection(place, timeout)
+        connection = socket.create_connection(place, timeout)
+        threads.patient(connection, timeout)
+        return connection
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.settimeout(timeout)
+        threads.patient(connection, timeout)
         connection.connect(place)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def connect(address: str, timeout: float) -> Dialogue:
+    """Return a session, greeted. Raises OSError, ValueError or SmtpError."""
+    connection = _connect(address, timeout)
+    try:
+        dialogue = Dialogue(connection)
+        dialogue.greet(b"LHLO" if address.startswith(LMTP) else b"EHLO")
+    except BaseException:
+        connection.close()
+        raise
+    return dialogue
+
+
+def failure(address: str, error: Exception) -> SmtpError:
+    """Return what a fault of a connection is."""
+    why = "timed out" if isinstance(error, BlockingIOError) else getattr(error, "strerror", "") or error
+    return SmtpError(f"{address}: {why}")
 
 
 def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, timeout: float) -> str:
@@ -136,38 +168,49 @@ def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, time
     The queue id is "" where the reply names none. Raises SmtpError (every reply but the expected one, a timeout, a lost
     connection) and AddressError.
     """
-    sender, recipient = (b"<>" if not transaction.sender else path(transaction.sender)), path(transaction.recipient)
-    if recipient == b"<>":
-        raise AddressError("no recipient")
+    envelope = transaction.envelope()
     try:
-        connection = _connect(address, timeout)
+        dialogue = connect(address, timeout)
         try:
-            hello = b"LHLO" if address.startswith(LMTP) else b"EHLO"
-            return _Dialogue(connection, hello).run(sender, recipient, parts, eight_bit=transaction.eight_bit)
+            return dialogue.run(*envelope, parts, eight_bit=transaction.eight_bit, last=True)
         finally:
-            with suppress(OSError):  # what the server has taken it has taken
-                connection.close()
+            dialogue.close()
     except (OSError, ValueError) as error:
-        if isinstance(error, AddressError):
-            raise
-        raise SmtpError(f"{address}: {getattr(error, 'strerror', '') or error}") from error
+        raise failure(address, error) from error
 
 
-class _Dialogue:
-    """A session with one transaction. hello: EHLO or LHLO."""
+class Dialogue:
+    """A session. accepted: whether the server took the sender of the present transaction."""
 
-    def __init__(self, connection: socket.socket, hello: bytes) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._hello = hello
         self._buffer = b""
+        self._offered: frozenset[str] = frozenset()
+        self.accepted = False
 
-    def run(self, sender: bytes, recipient: bytes, parts: Iterable[bytes], *, eight_bit: bool) -> str:
+    def greet(self, hello: bytes) -> None:
+        """Begin. hello: EHLO or LHLO. Raises OSError or SmtpError."""
         self._expect("220", "the greeting")
-        offered = {line.upper() for line in self._ask(self._hello + b" localhost", "250")[1:]}
-        parameters = b" BODY=8BITMIME" if eight_bit and "8BITMIME" in offered else b""
-        if not (sender.isascii() and recipient.isascii()) and "SMTPUTF8" in offered:
+        self._offered = frozenset(line.upper() for line in self._ask(hello + b" localhost", "250")[1:])
+
+    def leave(self) -> None:
+        """Take leave, and hang up."""
+        with suppress(OSError):
+            self._connection.sendall(b"QUIT\r\n")
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        with suppress(OSError):  # what the server has taken it has taken
+            self._connection.close()
+
+    def run(self, sender: bytes, recipient: bytes, parts: Iterable[bytes], *, eight_bit: bool, last: bool) -> str:
+        """Send one message, and return its queue id. Whoever raises hangs up. last: take leave with it."""
+        self.accepted = False
+        parameters = b" BODY=8BITMIME" if eight_bit and "8BITMIME" in self._offered else b""
+        if not (sender.isascii() and recipient.isascii()) and "SMTPUTF8" in self._offered:
             parameters += b" SMTPUTF8"
-        at_once = "PIPELINING" in offered
+        at_once = "PIPELINING" in self._offered
         self._begin((b"MAIL FROM:" + sender + parameters, b"RCPT TO:" + recipient), at_once=at_once)
         held = b""
         for part in wire_form(parts):
@@ -175,10 +218,11 @@ class _Dialogue:
             if len(held) >= _SEND:
                 self._connection.sendall(held)
                 held = b""
-        self._connection.sendall(held + b"QUIT\r\n" if at_once else held)
+        self._connection.sendall(held + b"QUIT\r\n" if at_once and last else held)
         reply = " ".join(self._expect("250", _END_OF_DATA))
-        with suppress(OSError):  # the message is Postfix's already
-            self._connection.sendall(b"" if at_once else b"QUIT\r\n")
+        if last and not at_once:
+            with suppress(OSError):  # the message is Postfix's already
+                self._connection.sendall(b"QUIT\r\n")
         found = _QUEUED.search(reply)
         return found[1] if found else ""
 
@@ -195,6 +239,7 @@ class _Dialogue:
                 self._expect(wanted, command[:4].decode("ascii"))
             else:
                 self._ask(command, wanted)
+            self.accepted = True
 
     def _ask(self, command: bytes, wanted: str) -> list[str]:
         self._connection.sendall(command + b"\r\n")

@@ -131,7 +131,7 @@ class Service:
         """Serve one connection: the envelope, then requests until its end."""
         try:
             with connection:
-                connection.settimeout(self._idle)
+                threads.patient(connection, self._idle)
                 first = wire.receive(connection, ENVELOPE, descriptors=(1, 2))
                 if first is None:
                     return
@@ -150,7 +150,7 @@ class Service:
         if len(first.descriptors) == 1:
             return connection
         passed = socket.socket(fileno=os.dup(first.descriptors[1]))
-        passed.settimeout(self._idle)
+        threads.patient(passed, self._idle)
         return passed
 
     def _converse(self, connection: socket.socket, first: wire.Datagram) -> None:
@@ -228,6 +228,7 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
     said.info("ready", socket=own["socket"])
     Service(postman, monitor.uid, idle=delivery["deadline"] + delivery["wait"]).run(listener)
+    postman.leave()
     said.info("stopped")
     return os.EX_OK
 

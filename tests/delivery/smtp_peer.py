@@ -23,6 +23,7 @@ class SmtpPeer:
     """Serves any number of sessions at once.
 
     refuse: what to answer instead of taking a message; refuse_sender: what to answer to any sender but the null one.
+    once: hang up after a message. sessions: how many there were; left: how many ended with QUIT.
     """
 
     address: str
@@ -30,6 +31,9 @@ class SmtpPeer:
     refuse: str = ""
     refuse_sender: str = ""
     silent: threading.Event | None = None
+    once: bool = False
+    sessions: int = 0
+    left: int = 0
 
     def __post_init__(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -57,6 +61,7 @@ class SmtpPeer:
         def say(text: str) -> None:
             lines.write(text.encode() + b"\r\n")
 
+        self.sessions += 1
         said: dict[str, str] = {}
         say("220 localhost ESMTP")
         while line := lines.readline().decode("utf-8", "surrogateescape"):
@@ -79,9 +84,12 @@ class SmtpPeer:
                 queue_id = f"4Q{len(self.taken)}"
                 self.taken.append(Taken(said["MAIL"], said["RCPT"], data, queue_id))
                 say(f"250 2.0.0 Ok: queued as {queue_id}")
+                if self.once:
+                    return
             elif word == "MAIL" and self.refuse_sender and not said[word].startswith("MAIL FROM:<>"):
                 say(self.refuse_sender)
             elif word == "QUIT":
+                self.left += 1
                 return
             else:
                 say("250 2.1.0 Ok")
