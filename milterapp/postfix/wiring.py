@@ -43,9 +43,14 @@ STATUS_TABLE = r"""# Written by `milterapp setup`, taken out by `milterapp setup
 /^5\.[0-9.]+ (can't create user output file.*|local configuration error.*)/  4.3.5 $1
 """  # noqa: E501 - a table of Postfix's, one pattern a line
 
+# How much a process of Postfix's does before another takes its place. Its own 100 is a start, of ten milliseconds, for
+# every hundredth message and service on the way.
+_LONG_LIVED = {"max_use": "1000"}
+
 # Of main.cf, what a smtpd asks of the world's clients and must not ask of our own process. Who may connect is decided
 # by the folder the socket is in.
 _SMTPD = {
+    **_LONG_LIVED,
     "mynetworks": "127.0.0.0/8,[::1]/128",  # a client on a unix-domain socket counts as 127.0.0.1
     "smtpd_client_restrictions": "",
     "smtpd_helo_restrictions": "",
@@ -94,6 +99,7 @@ _SMTPD = {
 }
 # Of main.cf, what a lmtp(8) does for other servers and must not do for our own process: the message comes as it is.
 _LMTP = {
+    **_LONG_LIVED,
     "lmtp_send_xforward_command": "yes",  # the queue id, by which a retry is known
     "lmtp_line_length_limit": "0",
     "lmtp_tls_security_level": "none",
@@ -119,6 +125,7 @@ _SEND = {
     "receive_override_options": "no_unknown_recipient_checks",
 }
 _CLEANUP = {
+    **_LONG_LIVED,
     "message_size_limit": "0",
     "in_flow_delay": "0",  # it would slow the delivery that is waiting for it
     "message_reject_characters": "",
@@ -209,6 +216,7 @@ def wanted(
     }
     keep = {
         "syslog_name": "postfix/milterapp-keep",
+        **_LONG_LIVED,
         "alias_maps": "",
         "forward_path": "",
         "mailbox_transport_maps": passed.get("mailbox_transport_maps", ""),
@@ -261,7 +269,7 @@ def _lmtp(name: str, site: Site, known: frozenset[str]) -> Service:
 
 def _pipe(name: str, site: Site, command: Iterable[str], known: frozenset[str], status_table: str) -> Service:
     """Return a service of pipe(8) that starts the client."""
-    options = _options({"pipe_delivery_status_filter": f"regexp:{status_table}"}, known)
+    options = _options({**_LONG_LIVED, "pipe_delivery_status_filter": f"regexp:{status_table}"}, known)
     argv = " ".join(_word(one) for one in command)
     envelope = "${sender} ${recipient} ${original_recipient} ${queue_id} ${client_address}"
     line = f"pipe{options} flags=Rq user={site.pipe_user} null_sender= argv={argv} {envelope}"
