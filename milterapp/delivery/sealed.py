@@ -71,9 +71,9 @@ def read(descriptor: int, end: int | None = None) -> bytes:
     return b"".join(chunks(descriptor, end))
 
 
-def digest(descriptor: int) -> str:
-    """Return the SHA-256 of what the memfd holds, in hexadecimal."""
+def digest(descriptor: int, end: int | None = None) -> str:
+    """Return the SHA-256 of what the memfd holds, up to byte `end`, in hexadecimal."""
     whole = hashlib.sha256()
-    for chunk in chunks(descriptor):
+    for chunk in chunks(descriptor, end):
         whole.update(chunk)
     return whole.hexdigest()

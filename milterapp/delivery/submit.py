@@ -53,6 +53,7 @@ class Service:
         self._monitor = monitor
         self._idle = idle
         self._room = threads.Room(_CONNECTIONS)
+        self._workers = threads.Workers(self._serve)
         self._quiet = threading.Condition()
         self._requests = 0
         self._users: Counter[str] = Counter()
@@ -78,7 +79,7 @@ class Service:
                 uid = wire.peer_uid(connection)
                 if uid != self._monitor:
                     raise wire.WireError(f"uid {uid} is not the monitor")
-                threads.start(self._serve, connection, place)
+                self._workers.start(connection, place)
             except (wire.WireError, OSError, RuntimeError) as error:
                 self._log.error("connection refused", reason=str(error))
                 connection.close()
@@ -162,7 +163,7 @@ class Service:
             original_recipient=first.text("original"),
             queue_id=first.text("queue_id"),
         )
-        digest = sealed.digest(message)
+        digest = sealed.digest(message, size)
         held = Held(envelope, first.text("user"), message, digest, virtual=first.kind == "VIRTUAL")
         while (request := wire.receive(connection, REQUESTS, descriptors=(0, 1))) is not None:
             try:

@@ -10,9 +10,12 @@ import _thread
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Place", "Room", "patient", "start"]
+__all__ = ["Place", "Room", "Workers", "patient", "start"]
+
+_STAYS = 5.0  # seconds for which a thread waits for another connection
 
 
 class Place:
@@ -48,7 +51,46 @@ def patient(connection: socket.socket, seconds: float) -> None:
         connection.setsockopt(socket.SOL_SOCKET, option, time)
 
 
-def start(serve: Callable[[socket.socket, Place], None], connection: socket.socket, place: Place) -> None:
+Serve = Callable[[socket.socket, Place], None]
+
+
+class Workers:
+    """Threads for connections that come often and end soon: each serves one after the other, and ends unused.
+
+    A thread that waits has begun long ago, so nobody waits for it; where none waits, start() makes one.
+    """
+
+    def __init__(self, serve: Serve) -> None:
+        self._serve = serve
+        self._changed = threading.Condition(threading.Lock())
+        self._waiting = 0
+        self._given: deque[tuple[socket.socket, Place]] = deque()
+
+    def start(self, connection: socket.socket, place: Place) -> None:
+        """Serve a connection, as start() does."""
+        with self._changed:
+            if self._waiting > len(self._given):
+                self._given.append((connection, place))
+                self._changed.notify()
+                return
+        _thread.start_new_thread(self._work, ([(connection, place)],))
+
+    def _work(self, first: list[tuple[socket.socket, Place]]) -> None:
+        connection, place = first.pop()  # a thread's own arguments live for as long as it does
+        while True:
+            self._serve(connection, place)
+            del connection, place  # the place is another's while this thread waits
+            with self._changed:
+                self._waiting += 1
+                try:
+                    if not self._changed.wait_for(lambda: self._given, timeout=_STAYS):
+                        return
+                    connection, place = self._given.popleft()
+                finally:
+                    self._waiting -= 1
+
+
+def start(serve: Serve, connection: socket.socket, place: Place) -> None:
     """Serve a connection in a thread of its own. Raises RuntimeError where there can be none.
 
     Where the thread cannot begin after all, connection and place are given up, so the caller must not keep them: the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import threading
@@ -47,6 +48,39 @@ def test_a_thread_gives_its_place_back() -> None:
         assert (mine.recv(10), mine.recv(10)) == (b"served", b"")
         mine.close()
     assert room.place() is not None  # or this waits for ever
+
+
+def test_a_worker_serves_one_connection_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is done takes the next connection; two at once have two, and unused ones end."""
+    monkeypatch.setattr(threads, "_STAYS", 0.2)
+    room, served = threads.Room(2), []
+
+    def serve(connection: socket.socket, _place: threads.Place) -> None:
+        with connection:
+            served.append(threading.get_ident())
+            connection.recv(1)
+
+    workers, before = threads.Workers(serve), len(os.listdir("/proc/self/task"))
+
+    def begin() -> socket.socket:
+        mine, theirs = socket.socketpair()
+        workers.start(theirs, room.place())  # waits for ever where a place was not given back
+        return mine
+
+    for _ in range(3):
+        begin().close()
+        time.sleep(0.05)
+    assert len({*served}) == 1
+    both = (begin(), begin())
+    time.sleep(0.05)
+    assert len({*served[-2:]}) == 2
+    for one in both:
+        one.close()
+    time.sleep(0.6)
+    assert len(os.listdir("/proc/self/task")) == before
+    begin().close()
+    time.sleep(0.05)
+    assert len(served) == 6
 
 
 @pytest.fixture
