@@ -369,12 +369,9 @@ def _explained(decision: Decision) -> Mapping[str, Any]:
 
 def _bounded(event: Mapping[str, Any]) -> str:
     """Return the event as ASCII JSON of at most _EVENT characters, its lists cut short where it is longer."""
+    said = {name: value for name, value in event.items() if value or value is None}
     for most in (100, 10, 3):
-        shown = {
-            name: value[:most] if isinstance(value, list) else value
-            for name, value in event.items()
-            if value not in ([], {}, 0, "")
-        }
+        shown = {name: value[:most] if isinstance(value, list) else value for name, value in said.items()}
         text = json.dumps(shown, ensure_ascii=True)
         if len(text) <= _EVENT:
             return text

@@ -113,7 +113,7 @@ class Postman:
     def __init__(self, policy: SubmitPolicy) -> None:
         self._policy = policy
         os.makedirs(policy.state, mode=0o700, exist_ok=True)
-        self._journal = Journal(os.path.join(policy.state, "journal.sqlite"))
+        self._journal = Journal(os.path.join(policy.state, "journal.sqlite"), large=True)
         self._replied = Replied(os.path.join(policy.state, "replied.sqlite"))
         self._rates = Rates(os.path.join(policy.state, "rates.sqlite"))
         self._sessions = Sessions(policy.timeout)

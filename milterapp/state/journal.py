@@ -17,11 +17,10 @@ __all__ = ["Journal", "Key", "Prepared", "StateError"]
 _SCHEMA = """
 CREATE TABLE prepared (key TEXT PRIMARY KEY, queue_id TEXT NOT NULL, record TEXT NOT NULL, at INTEGER NOT NULL)
     WITHOUT ROWID;
-CREATE INDEX prepared_at ON prepared (at);
 CREATE TABLE done (key TEXT NOT NULL, step TEXT NOT NULL, result TEXT NOT NULL, at INTEGER NOT NULL,
-    PRIMARY KEY (key, step)) WITHOUT ROWID;
-CREATE INDEX done_at ON done (at)
+    PRIMARY KEY (key, step)) WITHOUT ROWID
 """
+_BY_TIME = "; CREATE INDEX prepared_at ON prepared (at); CREATE INDEX done_at ON done (at)"
 _VERSION = 1
 _EXPIRE = ("DELETE FROM prepared WHERE at < ?", "DELETE FROM done WHERE at < ?")
 
@@ -57,10 +56,14 @@ class Prepared:
 
 
 class Journal:
-    """A journal in one file. Every method raises StateError where the file cannot be read or written."""
+    """A journal in one file. Every method raises StateError where the file cannot be read or written.
 
-    def __init__(self, path: str) -> None:
-        self.database = Database(path, _SCHEMA, _VERSION)
+    large: of many people's mail, where expire() must find the old without reading all; a new file then has an index
+    more to be written with each record and mark. A file that is there is taken with the indexes that it has.
+    """
+
+    def __init__(self, path: str, *, large: bool = False) -> None:
+        self.database = Database(path, _SCHEMA + _BY_TIME if large else _SCHEMA, _VERSION)
 
     def find(self, key: Key) -> Prepared | None:
         """Return the record prepared for the key, None where there is none."""
