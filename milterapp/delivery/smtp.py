@@ -38,7 +38,6 @@ _LONGEST_ADDRESS = 1000  # bytes; smtpd's line_length_limit is 2048
 _QUEUED = re.compile(r"queued as ([0-9A-Za-z]{1,64})\b")
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*")
 _QUOTED = re.compile(r'"(?:[^\x00-\x1f\x7f"\\]|\\[^\x00-\x1f])*"')
-_LINE_END = re.compile(rb"\r?\n")
 _END_OF_DATA = "the end of the data"
 _NO_SENDER = frozenset({("MAIL", "500"), ("MAIL", "501"), ("MAIL", "553")})  # bad UTF-8, bad syntax, not allowed
 
@@ -103,7 +102,7 @@ def wire_form(parts: Iterable[bytes]) -> Iterator[bytes]:
         data = data[: len(data) - len(held)]
         if not data:
             continue
-        out = _LINE_END.sub(b"\r\n", data)
+        out = (data.replace(b"\r\n", b"\n") if b"\r" in data else data).replace(b"\n", b"\r\n")
         stuffed = out.replace(b"\n.", b"\n..")
         yield b"." + stuffed if at_start and out.startswith(b".") else stuffed
         at_start = out.endswith(b"\n")
