@@ -343,7 +343,7 @@ def test_a_child_that_does_not_end_is_killed(spawner: Running) -> None:
     assert isinstance(answers[0], Failed)
     spawner.wait(lambda: not {*family} & {*spawner.family()}, "both to be gone")
     spawner.wait(lambda: "killed past its deadline" in spawner.log(), "a line about it")
-    assert not any(os.path.exists(f"/proc/{pid}") and pid in below(1) for pid in family)
+    spawner.wait(lambda: not {*family} & {*below(1)}, "none of them to live on below another")
     assert spawner.ask() == SEEN
 
 
