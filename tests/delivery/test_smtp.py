@@ -36,7 +36,8 @@ class Peer:
 
     def _serve(self) -> None:
         connection, _ = self._listener.accept()
-        with connection, connection.makefile("rb") as lines:
+        # Who hangs up with something unread resets the connection.
+        with suppress(ConnectionResetError), connection, connection.makefile("rb") as lines:
             for step, reply in enumerate(self._replies):
                 if reply is None:
                     return
