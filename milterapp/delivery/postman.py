@@ -150,9 +150,10 @@ class Postman:
             raise RefusedError("the step of the request is no short word")
         mark = " ".join((request.kind, step, request.text("to"))).strip()
         mark = mark.encode("utf-8", "backslashreplace").decode()
-        with self._alone(held.key.word):
+        key = held.key
+        with self._alone(key.word):
             self._write_owed()
-            done = self._journal.steps(held.key)
+            done = self._journal.steps(key)
             if mark in done:
                 return done[mark]
             most = self._most(request)
@@ -167,7 +168,7 @@ class Postman:
                     raise
                 raise RefusedError(str(error)) from error
             with self._lock:
-                self._owed[held.key, mark] = queue_id, int(now)
+                self._owed[key, mark] = queue_id, int(now)
             self._write_owed()
             return queue_id
 
