@@ -55,7 +55,8 @@ class Sessions:
             except BaseException as error:
                 if session is not None:
                     session.dialogue.close()
-                    if kept and not session.dialogue.accepted and isinstance(error, (OSError, smtp.SmtpError)):
+                    ended = isinstance(error, (ConnectionError, smtp.SmtpError))  # silence is none
+                    if kept and ended and not session.dialogue.accepted:
                         session = None
                         continue  # the server ended it meanwhile
                 if isinstance(error, (OSError, ValueError)):
@@ -76,13 +77,9 @@ class Sessions:
         now = time.monotonic()
         with self._lock:
             idle = self._idle.get(address, [])
-            while idle:
-                session = idle.pop()
-                if now - session.since < _AGE and now - session.used < _IDLE:
-                    return session
-                idle.append(session)  # the sweeper's, as are all that were used before it
-                return None
-        return None
+            if idle and now - idle[-1].since < _AGE and now - idle[-1].used < _IDLE:
+                return idle.pop()
+        return None  # the rest is the sweeper's
 
     def _keep(self, address: str, session: _Session) -> None:
         session.used = time.monotonic()

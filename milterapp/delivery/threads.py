@@ -57,19 +57,20 @@ Serve = Callable[[socket.socket, Place], None]
 class Workers:
     """Threads for connections that come often and end soon: each serves one after the other, and ends unused.
 
-    A thread that waits has begun long ago, so nobody waits for it; where none waits, start() makes one.
+    A thread that waits has begun long ago, so nobody waits for it; where none waits, start() makes one. waiting: how
+    many do.
     """
 
     def __init__(self, serve: Serve) -> None:
         self._serve = serve
         self._changed = threading.Condition(threading.Lock())
-        self._waiting = 0
+        self.waiting = 0
         self._given: deque[tuple[socket.socket, Place]] = deque()
 
     def start(self, connection: socket.socket, place: Place) -> None:
         """Serve a connection, as start() does."""
         with self._changed:
-            if self._waiting > len(self._given):
+            if self.waiting > len(self._given):
                 self._given.append((connection, place))
                 self._changed.notify()
                 return
@@ -81,13 +82,13 @@ class Workers:
             self._serve(connection, place)
             del connection, place  # the place is another's while this thread waits
             with self._changed:
-                self._waiting += 1
+                self.waiting += 1
                 try:
                     if not self._changed.wait_for(lambda: self._given, timeout=_STAYS):
                         return
                     connection, place = self._given.popleft()
                 finally:
-                    self._waiting -= 1
+                    self.waiting -= 1
 
 
 def start(serve: Serve, connection: socket.socket, place: Place) -> None:

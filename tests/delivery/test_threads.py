@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -52,7 +51,7 @@ def test_a_thread_gives_its_place_back() -> None:
 
 def test_a_worker_serves_one_connection_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is done takes the next connection; two at once have two, and unused ones end."""
-    monkeypatch.setattr(threads, "_STAYS", 0.2)
+    monkeypatch.setattr(threads, "_STAYS", 1.0)
     room, served = threads.Room(2), []
 
     def serve(connection: socket.socket, _place: threads.Place) -> None:
@@ -60,27 +59,31 @@ def test_a_worker_serves_one_connection_after_the_other(monkeypatch: pytest.Monk
             served.append(threading.get_ident())
             connection.recv(1)
 
-    workers, before = threads.Workers(serve), len(os.listdir("/proc/self/task"))
+    workers = threads.Workers(serve)
 
     def begin() -> socket.socket:
         mine, theirs = socket.socketpair()
         workers.start(theirs, room.place())  # waits for ever where a place was not given back
         return mine
 
-    for _ in range(3):
+    def settled(condition: Callable[[], bool]) -> bool:
+        until = time.monotonic() + 20
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.01)
+        return condition()
+
+    for number in range(1, 4):
         begin().close()
-        time.sleep(0.05)
+        assert settled(lambda number=number: len(served) == number and workers.waiting == 1)  # type: ignore[misc]
     assert len({*served}) == 1
     both = (begin(), begin())
-    time.sleep(0.05)
+    assert settled(lambda: len(served) == 5)
     assert len({*served[-2:]}) == 2
     for one in both:
         one.close()
-    time.sleep(0.6)
-    assert len(os.listdir("/proc/self/task")) == before
+    assert settled(lambda: workers.waiting == 0)
     begin().close()
-    time.sleep(0.05)
-    assert len(served) == 6
+    assert settled(lambda: len(served) == 6)
 
 
 @pytest.fixture
