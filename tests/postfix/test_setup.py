@@ -128,7 +128,7 @@ def test_virtual_domains_are_attached_where_the_site_asks(
     assert f"content_filter={wanted} " in back
     (virtual,) = [line for line in master.splitlines() if line.startswith("milterapp-virtual")]
     assert ("--virtual=/run/milterapp/monitor/socket ${sender}" in virtual) == (door == "pipe")
-    assert (" lmtp -o lmtp_send_xforward_command=yes" in virtual) == (door == "lmtp")
+    assert (" -o lmtp_send_xforward_command=yes" in virtual) == (door == "lmtp")
     done = setup("--apply", "--config", str(config))
     assert done.stdout == b"nothing to do: milterapp is attached already\n"
     assert setup("--undo").stdout == b"taken out\n"
