@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import Enum
 from uuid import uuid4
 
 from milterapp.mail.edits import edits_body, notes
@@ -28,37 +27,17 @@ from milterapp.milter.event import Happening
 from milterapp.milter.plan import Plan, Step
 from milterapp.milter.recall import Recall
 from milterapp.milter.reply import FAULT
+from milterapp.milter.saying import CONTINUE, Said, Say
 from milterapp.milter.site_scripts import Scripts
-from milterapp.rules.decision import Decision, Reply, Verdict
+from milterapp.rules.decision import Decision, Verdict
 from milterapp.rules.policy import Policy
 from milterapp.rules.stages import Answer, SiteSession
 from milterapp.rules.truth import Failed, Need, Value
 
-__all__ = ["CONTINUE", "Context", "Conversation", "Said", "Say"]
-
-
-class Say(Enum):
-    """What a mail server can be told. ACCEPT and DISCARD are for the whole message."""
-
-    CONTINUE = "continue"
-    ACCEPT = "accept"
-    REJECT = "reject"
-    DEFER = "defer"
-    DISCARD = "discard"
-    SKIP = "skip"
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """An answer to one step; reply with REJECT and DEFER, calls at the end of a message only."""
-
-    say: Say
-    reply: Reply | None = None
-    calls: tuple[Call, ...] = ()
+__all__ = ["Context", "Conversation"]
 
 
 _MUCH = 16 * 1024  # bytes to read, of which others notice that they are read
-CONTINUE = Said(Say.CONTINUE)
 _SKIP = Said(Say.SKIP)
 _GATES = frozenset({"eoh", "eom"})
 _REFUSALS = {Verdict.REJECT: Say.REJECT, Verdict.DEFER: Say.DEFER}

@@ -120,8 +120,8 @@ class Server:
         with self._lock:
             if not self._following and (self._threads >= _MOST or not self._add()):
                 return
-            connection.aside = True
             self._epoll.unregister(connection.socket)
+            connection.aside = True
             self._leader = 0
             self._turn.notify()
 
@@ -138,11 +138,7 @@ class Server:
                     continue
                 open_ = self._serve(connection)
                 if connection.aside:  # what else has come is the next leader's
-                    connection.aside = False
-                    if open_:
-                        self._epoll.register(connection.socket, select.EPOLLIN)
-                    else:
-                        self._close(descriptor, connection)
+                    self._take_back(descriptor, connection, open_=open_)
                     return
                 if not open_:
                     self._close(descriptor, connection)
@@ -164,6 +160,18 @@ class Server:
         one.setblocking(False)  # noqa: FBT003 - the name of the method says it
         self._epoll.register(one, select.EPOLLIN)
         self._connections[one.fileno()] = _Connection(one, self._service, self)
+
+    def _take_back(self, descriptor: int, connection: _Connection, *, open_: bool) -> None:
+        """Have the leader look at a connection again whose thread had given way, or close it."""
+        connection.aside = False
+        try:
+            if open_:
+                self._epoll.register(connection.socket, select.EPOLLIN)
+        except OSError as error:
+            log.get("milter").warning("connection lost", error=str(error))
+            open_ = False
+        if not open_:
+            self._close(descriptor, connection)
 
     def _close(self, descriptor: int, connection: _Connection) -> None:
         connection.session.end()
@@ -189,11 +197,9 @@ class Server:
             connection.heard = time.monotonic()
             some = connection.incoming.take(piece)
             if answer := connection.session.take(some):
-                sent = connection.socket.send(answer)
-                if sent < len(answer):
-                    self._send(connection, answer[sent:])
+                self._send(connection, answer)
         except BlockingIOError:
-            return True
+            return True  # nothing has come after all
         except Ended:
             return False
         except ProtocolError as error:
@@ -209,8 +215,13 @@ class Server:
         return True
 
     def _send(self, connection: _Connection, answer: bytes) -> None:
-        """Send what the socket has no room for yet."""
-        self.give_way(connection)
-        connection.socket.settimeout(_SLOW)
-        connection.socket.sendall(answer)
-        connection.socket.setblocking(False)  # noqa: FBT003 - the name of the method says it
+        """Send an answer; where the socket has no room for all of it, as one of the followers."""
+        try:
+            sent = connection.socket.send(answer)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(answer):
+            self.give_way(connection)
+            connection.socket.settimeout(_SLOW)
+            connection.socket.sendall(answer[sent:])
+            connection.socket.setblocking(False)  # noqa: FBT003 - the name of the method says it

@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 from milterapp import log
 from milterapp.milter import protocol
 from milterapp.milter.budget import Ticker
-from milterapp.milter.conversation import CONTINUE, Context, Conversation, Said, Say
+from milterapp.milter.conversation import Context, Conversation
 from milterapp.milter.counters import Counters
 from milterapp.milter.event import fields_of
 from milterapp.milter.plan import MACROS, Step
 from milterapp.milter.protocol import NEEDLESS, ONE_WAY, ProtocolError
 from milterapp.milter.reply import FAULT, wire_reply
+from milterapp.milter.saying import CONTINUE, Said, Say
 from milterapp.rules.decision import Reply, Verdict
 
 __all__ = ["Ended", "Service", "Session"]

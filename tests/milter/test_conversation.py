@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from milterapp.mail.limits import Limits
-from milterapp.milter.conversation import Context, Conversation, Said, Say
+from milterapp.milter.conversation import Context, Conversation
 from milterapp.milter.plan import plan_for
 from milterapp.milter.reply import FAULT
+from milterapp.milter.saying import Said, Say
 from milterapp.rules.load import load
 
 RULES = b"""\

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,27 @@ def test_who_does_not_read_its_answer(serve: Serve) -> None:
     assert answer.code == "a"
     assert b"a banner" in edits
     assert edits.endswith(BODY)
+
+
+def test_who_reads_no_answer_for_a_while(serve: Serve) -> None:
+    """A mail server that asks again and again before it reads has an answer to each, however full its socket was."""
+    service = serve(RULES)
+    peer = service.peer(steps=0, actions=0x3F, version=2)
+    peer.connect()
+    count = 40_000
+
+    def ask() -> None:
+        for _ in range(count):
+            peer.send("U", b"NOOP\0")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(1)
+    for _ in range(count):
+        assert peer.receive().code == "c"
+    asking.join()
+    assert peer.helo(b"evil").text == "550 5.7.1 no"
+    assert still_refuses(service)
 
 
 def test_who_hangs_up_meanwhile(serve: Serve) -> None:

@@ -13,9 +13,10 @@ from milterapp.mail.edits import AddHeader
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.milter.budget import Budget
-from milterapp.milter.conversation import Context, Conversation, Said, Say
+from milterapp.milter.conversation import Context, Conversation
 from milterapp.milter.plan import plan_for
 from milterapp.milter.reply import FAULT
+from milterapp.milter.saying import Said, Say
 from milterapp.milter.site_rules import read_site_rules
 from milterapp.milter.site_scripts import read_script
 from milterapp.rules.decision import Reply, Scripted, Verdict
