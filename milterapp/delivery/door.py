@@ -1,4 +1,4 @@
-"""The socket a service listens on, and the folder that says who may come as far as it.
+"""The socket a service listens on, who comes there, and the folder that says who may come as far as it.
 
 Must never: take a socket away from a service that still listens on it, or change a folder that is there.
 """
@@ -9,10 +9,15 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
 
-__all__ = ["listen", "make_folder"]
+from milterapp.delivery.tasks import ENDED, Task, Wait, pause
+
+__all__ = ["callers", "listen", "make_folder"]
 
 _BACKLOG = 128
+_FULL = 0.05  # seconds until room is looked for again
+_FAULT = 0.5  # seconds until it is tried again where a connection could not be taken
 
 
 def make_folder(path: str, uid: int, gid: int, mode: int) -> None:
@@ -41,6 +46,31 @@ def listen(path: str, mode: int, kind: int = socket.SOCK_SEQPACKET) -> socket.so
         listener.close()
         raise
     return listener
+
+
+def callers(
+    listener: socket.socket, begin: Callable[[socket.socket], None], *, full: Callable[[], bool],
+    fault: Callable[[str], None],
+) -> Task[None]:  # fmt: skip
+    """Take connections, each for begin(), until the listener is shut down. full: whether there is room for none now.
+
+    fault: is told why one could not be taken, each time.
+    """
+    listener.setblocking(False)  # noqa: FBT003 - the name of the method says it
+    while True:
+        if full():
+            yield from pause(_FULL)
+            continue
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            if (yield Wait(listener.fileno())) & ENDED:
+                return
+        except OSError as error:
+            fault(str(error))
+            yield from pause(_FAULT)
+        else:
+            begin(connection)
 
 
 def _clear(path: str, kind: int) -> None:

@@ -9,16 +9,17 @@ over a new one: whatever became of the first attempt, the journals know it, as t
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Mapping
 
-from milterapp.delivery import threads, wire
+from milterapp.delivery import wire
 from milterapp.delivery.requests import ANSWER
+from milterapp.delivery.tasks import WRITE, Task, Wait, pause
 
 __all__ = ["Line", "Lines"]
 
 _SEND = 10.0  # seconds to connect, and for the monitor to take a message
+_AGAIN = 0.05  # seconds until a monitor whose backlog is full is asked again
 _MOST = 32  # connections that are kept
 
 Item = Mapping[str, str]
@@ -29,45 +30,46 @@ class Lines:
 
     def __init__(self, path: str, deadline: float) -> None:
         self.path, self.deadline = path, deadline
-        self._lock = threading.Lock()
         self._kept: list[socket.socket] = []
         self._most = _MOST
 
-    def hand_over(self, item: Item, message: int, kind: str = "DELIVER") -> Line:
+    def hand_over(self, item: Item, message: int, kind: str = "DELIVER") -> Task[Line]:
         """Send a message with its envelope; what comes of it the line tells. kind: of `kinds.DELIVER`.
 
         Raises OSError or WireError.
         """
-        with self._lock:
-            kept = self._kept.pop() if self._kept else None
         line = Line(self, item, message, kind)
-        line.send(kept)
+        yield from line.send(self._kept.pop() if self._kept else None)
         return line
 
-    def connect(self) -> socket.socket:
+    def connect(self) -> Task[socket.socket]:
         """Return a new connection. Raises OSError."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        until = time.monotonic() + _SEND
         try:
-            threads.patient(connection, _SEND)
-            connection.connect(self.path)
-            threads.patient(connection, self.deadline)
+            while True:
+                try:
+                    connection.connect(self.path)
+                except BlockingIOError as error:
+                    if time.monotonic() > until:
+                        raise TimeoutError("timed out") from error
+                    yield from pause(_AGAIN)
+                else:
+                    return connection
         except BaseException:
             connection.close()
             raise
-        return connection
 
     def keep(self, connection: socket.socket) -> None:
         """Keep a connection for another message."""
-        with self._lock:
-            if len(self._kept) < self._most:
-                self._kept.append(connection)
-                return
-        connection.close()
+        if len(self._kept) < self._most:
+            self._kept.append(connection)
+        else:
+            connection.close()
 
     def close(self) -> None:
         """Keep none any more."""
-        with self._lock:
-            self._most, kept, self._kept = 0, self._kept, []
+        self._most, kept, self._kept = 0, self._kept, []
         for connection in kept:
             connection.close()
 
@@ -80,53 +82,60 @@ class Line:
         self._connection: socket.socket | None = None
         self._kept = False
 
-    def send(self, kept: socket.socket | None) -> None:
+    def send(self, kept: socket.socket | None) -> Task[None]:
         """Send it over that one, or a new one. Raises OSError or WireError."""
         try:
-            self._send_over(kept)
+            yield from self._send_over(kept)
         except ConnectionError:
             if kept is None:
                 raise
-            self._send_over(None)
+            yield from self._send_over(None)
 
-    def _send_over(self, kept: socket.socket | None) -> None:
-        connection = self._lines.connect() if kept is None else kept
+    def _send_over(self, kept: socket.socket | None) -> Task[None]:
+        connection = (yield from self._lines.connect()) if kept is None else kept
         try:
-            wire.send(connection, self._kind, self._item, (self._message,))
+            while True:
+                try:
+                    wire.send(connection, self._kind, self._item, (self._message,))
+                    break
+                except BlockingIOError:
+                    yield Wait(connection.fileno(), WRITE, _SEND)
         except BaseException:
             connection.close()
             raise
         self._connection, self._kept = connection, kept is not None
 
-    def answer(self, until: float) -> wire.Datagram | None:
+    def answer(self, until: float) -> Task[wire.Datagram | None]:
         """Wait for the answer, until that moment of time.monotonic(); None where the monitor gave up this message.
 
         Raises OSError (TimeoutError), WireError. Whatever comes, the line has ended.
         """
         try:
-            found = self._answer(until)
+            found = yield from self._answer(until)
         except ConnectionError:
             if not self._kept:
                 raise
             found = None
         if found is None and self._kept:
-            self._send_over(None)
-            found = self._answer(until)
+            yield from self._send_over(None)
+            found = yield from self._answer(until)
         return found
 
-    def _answer(self, until: float) -> wire.Datagram | None:
+    def _answer(self, until: float) -> Task[wire.Datagram | None]:
         connection, self._connection = self._connection, None
         if connection is None:
             return None
-        found, hurried = None, until - time.monotonic() < 0.9 * self._lines.deadline  # others were waited for before
+        found = None
         try:
-            if hurried:
-                connection.settimeout(max(0.001, until - time.monotonic()))
-            found = wire.receive(connection, ANSWER)
-        except BlockingIOError:
-            raise TimeoutError from None
+            while True:
+                yield Wait(connection.fileno(), seconds=max(0.0, until - time.monotonic()))
+                try:
+                    found = wire.receive(connection, ANSWER)
+                    break
+                except BlockingIOError:
+                    continue
         finally:
-            if found is None or hurried:
+            if found is None:
                 connection.close()
             else:
                 self._lines.keep(connection)

@@ -13,53 +13,59 @@ says whether the recipients are accounts of this host or people in virtual domai
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import select
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from milterapp.delivery import door, linux, threads, wire
+from milterapp.delivery import door, linux, wire
 from milterapp.delivery.event import Log
 from milterapp.delivery.lines import Line, Lines
 from milterapp.delivery.lmtp_session import Answer, Item, Session
+from milterapp.delivery.tasks import Task, Tasks
 
 __all__ = ["Service", "ask", "main"]
 
 DEADLINE = 540.0  # seconds for the monitor; Postfix waits lmtp_data_done_timeout, 600
 _IDLE = 330.0  # seconds for which a client may say nothing; Postfix waits 300 in the middle of a message
-_STACK = 512 * 1024
-_FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})  # it passes
+_QUIET, _SOON = 60.0, 1.0  # seconds of a turn in which nothing happens; and while it stops
 _STOPPING = 30.0  # seconds for which a stop waits for messages under way; the journals know the rest
 
 
-def ask(lines: Lines, items: Sequence[Item], message: int, kind: str = "DELIVER") -> list[Answer]:
+def ask(lines: Lines, items: Sequence[Item], message: int, kind: str = "DELIVER") -> Task[list[Answer]]:
     """Hand the message to the monitor for each recipient, all at once; return their answers in the same order.
 
     Every fault is a deferral of that one recipient. message: sealed, shared by all of them; kind: of `kinds.DELIVER`.
     """
     until = time.monotonic() + lines.deadline
-    asked = [_begin(lines, item, message, kind) for item in items]
-    return [one if isinstance(one, Answer) else _wait(one, until) for one in asked]
+    asked: list[Line | Answer] = []
+    answers: list[Answer] = []
+    for item in items:
+        line = yield from _begin(lines, item, message, kind)
+        asked.append(line)
+    for one in asked:
+        answer = yield from _wait(one, until)
+        answers.append(answer)
+    return answers
 
 
-def _begin(lines: Lines, item: Item, message: int, kind: str) -> Line | Answer:
+def _begin(lines: Lines, item: Item, message: int, kind: str) -> Task[Line | Answer]:
     try:
-        return lines.hand_over(item, message, kind)
+        return (yield from lines.hand_over(item, message, kind))
     except (OSError, wire.WireError) as error:
         return Answer("defer", f"4.3.0 the monitor does not answer: {getattr(error, 'strerror', '') or error}")
 
 
-def _wait(line: Line, until: float) -> Answer:
+def _wait(line: Line | Answer, until: float) -> Task[Answer]:
+    if isinstance(line, Answer):
+        return line
     try:
-        answer = line.answer(until)
+        answer = yield from line.answer(until)
     except TimeoutError:
         return Answer("defer", "4.3.0 no answer in time")
     except (OSError, wire.WireError) as error:
@@ -70,13 +76,12 @@ def _wait(line: Line, until: float) -> Answer:
 
 
 class Service:
-    """Connections, a thread each. monitor: path of its socket; connections: how many at once."""
+    """Connections, a task each. monitor: path of its socket; connections: how many at once."""
 
     def __init__(self, monitor: str, log: Log, *, connections: int) -> None:
         self._lines, self._log = Lines(monitor, DEADLINE), log
-        self._room = threads.Room(connections)
-        self._quiet = threading.Condition()
-        self._messages = 0
+        self._tasks = Tasks()
+        self._most, self._connections, self._messages = connections, 0, 0
         self._stopping = False
 
     def run(self, listeners: Mapping[str, socket.socket]) -> None:
@@ -84,53 +89,45 @@ class Service:
 
         listeners: by the kind of datagram that the monitor gets for who comes there, of `kinds.DELIVER`.
         """
-        threading.stack_size(_STACK)
-        poll = select.poll()
-        for listener in listeners.values():
-            poll.register(listener, select.POLLIN)
-        while True:
-            place = self._room.place()
-            ready = {descriptor for descriptor, _ in poll.poll()}
-            kind, listener = next(one for one in listeners.items() if one[1].fileno() in ready)
-            try:
-                connection, _ = listener.accept()
-            except OSError as error:
-                del place
-                if error.errno not in _FULL:
-                    break
-                self._log("error", "not listening", error=str(error))
-                time.sleep(1)
-                continue
-            try:
-                threads.start(partial(self._serve, kind), connection, place)
-            except RuntimeError as error:
-                self._log("error", "connection refused", error=str(error))
-                connection.close()
-            del connection, place  # they are the thread's
-        with self._quiet:
-            self._stopping = True
-            self._quiet.wait_for(lambda: self._messages == 0, timeout=_STOPPING)
+        for kind, listener in listeners.items():
+            self._tasks.start(self._listen(kind, listener))
+        while not self._stopping:
+            self._tasks.turn(_QUIET)
+        until = time.monotonic() + _STOPPING
+        while self._messages and time.monotonic() < until:
+            self._tasks.turn(_SOON)
+        self._tasks.close()
         self._lines.close()
 
-    def _serve(self, kind: str, connection: socket.socket, _place: threads.Place) -> None:
+    def _listen(self, kind: str, listener: socket.socket) -> Task[None]:
+        yield from door.callers(
+            listener, lambda connection: self._tasks.start(self._serve(kind, connection)),
+            full=lambda: self._connections >= self._most,
+            fault=lambda reason: self._log("error", "not listening", error=reason),
+        )  # fmt: skip
+        self._stopping = True
+
+    def _serve(self, kind: str, connection: socket.socket) -> Task[None]:
+        self._connections += 1
         try:
             with connection:
-                threads.patient(connection, _IDLE)
                 hand_over = partial(self._hand_over, kind)
-                Session(connection, hand_over, stopping=lambda: self._stopping, busy=self._busy).run()
+                yield from Session(
+                    connection, hand_over, idle=_IDLE, stopping=lambda: self._stopping, busy=self._busy
+                ).run()
         except OSError as error:
             self._log("warning", "connection closed", error=error.strerror or str(error))
-        except Exception as error:  # noqa: BLE001 - a thread's edge: Postfix sees the end of the connection and defers
+        except Exception as error:  # noqa: BLE001 - a task's edge: Postfix sees the end of the connection and defers
             self._log("error", "internal error", error=f"{type(error).__name__}: {error}")
+        finally:
+            self._connections -= 1
 
     def _busy(self, busy: bool) -> None:  # noqa: FBT001 - the session calls it with that one value
-        with self._quiet:
-            self._messages += 1 if busy else -1
-            self._quiet.notify_all()
+        self._messages += 1 if busy else -1
 
-    def _hand_over(self, kind: str, items: Sequence[Item], message: int) -> Sequence[Answer]:
+    def _hand_over(self, kind: str, items: Sequence[Item], message: int) -> Task[Sequence[Answer]]:
         start = time.monotonic()
-        answers = ask(self._lines, items, message, kind)
+        answers = yield from ask(self._lines, items, message, kind)
         self._log(
             "info", "message", queue_id=items[0]["queue_id"], recipients=len(items), size=os.fstat(message).st_size,
             answers=" ".join(one.status for one in answers), seconds=round(time.monotonic() - start, 3),

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from milterapp.delivery import lmtp_syntax as syntax
 from milterapp.delivery import received, sealed
 from milterapp.delivery.requests import printable
 from milterapp.delivery.stores import one_line
+from milterapp.delivery.tasks import READ, WRITE, Task, Wait
 
 __all__ = ["Answer", "Item", "Session"]
 
@@ -47,7 +50,8 @@ class Answer:
         return f"451 {printable(text, 500)}"
 
 
-HandOver = Callable[[Sequence[Item], int], Sequence[Answer]]  # one item a recipient; the sealed message
+T = TypeVar("T")
+HandOver = Callable[[Sequence[Item], int], Task[Sequence[Answer]]]  # one item a recipient; the sealed message
 
 
 class _Hangup(Exception):  # noqa: N818 - an end, and no error
@@ -64,70 +68,82 @@ class _Transaction:
 
 
 class Session:
-    """A connection until its end. stopping: whether no further message is to be begun.
+    """A connection until its end, which blocks nobody. stopping: whether no further message is to be begun.
 
-    busy: called with True when a message is being taken, False when it is answered.
+    idle: seconds for which the client may say nothing; busy: called with True when a message is being taken, False
+    when it is answered.
     """
 
     def __init__(
-        self, connection: socket.socket, hand_over: HandOver, *,
+        self, connection: socket.socket, hand_over: HandOver, *, idle: float,
         stopping: Callable[[], bool] = lambda: False, busy: Callable[[bool], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._connection, self._hand_over = connection, hand_over
-        self._stopping, self._busy = stopping, busy
+        self._idle, self._stopping, self._busy = idle, stopping, busy
         self._in, self._out = b"", b""
         self._greeted = False
         self._now = _Transaction()
 
-    def run(self) -> None:
+    def run(self) -> Task[None]:
         """Serve until the client leaves. Raises OSError (TimeoutError where it says nothing for too long)."""
+        self._connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
         try:
             self._say("220 milterapp LMTP")
             while True:
-                line = self._line()
+                line = yield from self._line()
                 if self._stopping():
                     self._end("421 4.3.2 milterapp is stopping")
                 verb, argument = syntax.command(line)
                 try:
-                    _VERBS.get(verb, Session._unknown)(self, argument)
+                    goes_on = _VERBS.get(verb, Session._unknown)(self, argument)
+                    if goes_on is not None:
+                        yield from goes_on
                 except syntax.SyntaxFault as fault:
                     self._say(f"501 5.5.4 {printable(str(fault))}")
         except _Hangup:
-            self._flush()
+            yield from self._flush()
 
     # what is said
 
     def _say(self, line: str) -> None:
         self._out += line.encode("ascii", "replace") + b"\r\n"
 
-    def _flush(self) -> None:
+    def _flush(self) -> Task[None]:
         out, self._out = self._out, b""
-        if out:
+        while out:
             try:
-                self._connection.sendall(out)
-            except BlockingIOError as error:
-                raise TimeoutError("it takes no reply") from error
+                out = out[self._connection.send(out) :]
+            except BlockingIOError:
+                yield from self._wait(WRITE, "it takes no reply")
+
+    def _wait(self, events: int, fault: str) -> Task[None]:
+        try:
+            yield Wait(self._connection.fileno(), events, self._idle)
+        except TimeoutError as error:
+            raise TimeoutError(fault) from error
 
     def _end(self, line: str) -> None:
         self._say(line)
         raise _Hangup
 
-    def _receive(self) -> bytes:
+    def _receive(self) -> Task[bytes]:
         """Return what comes next; replies leave first, all at once where commands came at once."""
-        self._flush()
-        try:
-            data = self._connection.recv(_CHUNK)
-        except BlockingIOError as error:
-            raise TimeoutError("it says nothing") from error
-        if not data:
-            raise _Hangup
-        return data
+        yield from self._flush()
+        while True:
+            yield from self._wait(READ, "it says nothing")
+            try:
+                data = self._connection.recv(_CHUNK)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise _Hangup
+            return data
 
-    def _line(self) -> bytes:
+    def _line(self) -> Task[bytes]:
         while b"\n" not in self._in:
             if len(self._in) > _LINE:
                 self._end("421 4.5.2 a command without end")
-            self._in += self._receive()
+            self._in += yield from self._receive()
         line, _, self._in = self._in.partition(b"\n")
         return line.removesuffix(b"\r")
 
@@ -173,24 +189,24 @@ class Session:
             self._now.recipients.append((recipient, syntax.original(parameters.get("ORCPT", "")) or recipient))
             self._say("250 2.1.5 Ok")
 
-    def _data(self, _: str) -> None:
+    def _data(self, _: str) -> Task[None]:
         if not self._now.recipients:
             self._say("503 5.5.1 no recipient")
             return
         self._say("354 go on")
         self._busy(True)  # noqa: FBT003 - the parameter's name says it
         try:
-            message = self._take()
+            message = yield from self._take()
             try:
                 ident = self._now.forwarded.get("IDENT", "")[:_IDENT] or received.queue_id(message)
                 items = [self._item(ident, *one) for one in self._now.recipients]
-                answers = self._hand_over(items, message)
+                answers = yield from self._hand_over(items, message)
             finally:
                 os.close(message)
             for (recipient, _original), answer in zip(self._now.recipients, answers, strict=True):
                 self._say(answer.reply(recipient))
             self._now = _Transaction()
-            self._flush()
+            yield from self._flush()
         finally:
             self._busy(False)  # noqa: FBT003 - the same
 
@@ -204,30 +220,39 @@ class Session:
             "client": client[5:] if client.upper().startswith("IPV6:") else client or "unknown",
         }
 
-    def _take(self) -> int:
+    def _take(self) -> Task[int]:
         """Return the message, sealed, with the Return-Path that a final delivery adds (RFC 5321 section 4.4)."""
+        descriptor = self._stored(sealed.begin)
         try:
-            return sealed.seal(self._pieces())
+            self._store(descriptor, b"Return-Path: <" + one_line(self._now.sender or "") + b">\n")
+            undotted, size = syntax.Undotted(), 0
+            data, self._in = self._in, b""
+            while True:
+                piece, rest = undotted.feed(data)
+                size += len(piece)
+                if size > _LONGEST:
+                    self._end("421 4.3.4 a message without end")
+                self._store(descriptor, piece)
+                if rest is not None:
+                    self._in = rest
+                    break
+                data = yield from self._receive()
+            self._stored(partial(sealed.fix, descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _store(self, descriptor: int, piece: bytes) -> None:
+        self._stored(partial(sealed.append, descriptor, piece))
+
+    def _stored(self, do: Callable[[], T]) -> T:
+        """Do what needs memory; where there is none, the client hears so and tries again."""
+        try:
+            return do()
         except OSError as error:
-            if isinstance(error, (TimeoutError, ConnectionError)):
-                raise
             self._end(f"421 4.3.1 {printable(error.strerror or 'no room')}")
             raise
-
-    def _pieces(self) -> Iterator[bytes]:
-        yield b"Return-Path: <" + one_line(self._now.sender or "") + b">\n"
-        undotted, size = syntax.Undotted(), 0
-        data, self._in = self._in, b""
-        while True:
-            piece, rest = undotted.feed(data)
-            size += len(piece)
-            if size > _LONGEST:
-                self._end("421 4.3.4 a message without end")
-            yield piece
-            if rest is not None:
-                self._in = rest
-                return
-            data = self._receive()
 
     def _rset(self, _: str) -> None:
         self._now = _Transaction()
@@ -243,7 +268,7 @@ class Session:
         self._end("221 2.0.0 Bye")
 
 
-_VERBS: Mapping[str, Callable[[Session, str], None]] = {
+_VERBS: Mapping[str, Callable[[Session, str], Task[None] | None]] = {
     "LHLO": Session._lhlo,  # noqa: SLF001 - its own methods
     "XFORWARD": Session._xforward,  # noqa: SLF001
     "MAIL": Session._mail,  # noqa: SLF001

@@ -2,16 +2,16 @@
 
 Must never: send without asking the guards, send again what the journal marks, or begin twice what is under way.
 
-Once a message of the same key went out, the same request is answered with the first queue id. Where the mark cannot
-be written (a full disk), this process remembers it, and sends nothing more before it is. The gap that remains: Postfix
-took a message and the process died before the mark was on disk; then a retry sends it again.
+Once a message of the same key went out, the same request is answered with the first queue id. Marks that are due at
+one moment are one write to the disk. Where the mark cannot be written (a full disk), this process remembers it, and
+sends nothing more before it is. The gap that remains: Postfix took a message and the process died before the mark was
+on disk; then a retry sends it again.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from typing import Any
 from milterapp.delivery import replies, sealed, smtp, wire
 from milterapp.delivery.smtp_sessions import Sessions
 from milterapp.delivery.stores import one_line
+from milterapp.delivery.tasks import Task
 from milterapp.mail.envelope import Envelope, split_address
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
@@ -108,7 +109,7 @@ class SubmitPolicy:
 
 
 class Postman:
-    """Carries requests out; any number of threads at once. Raises StateError where its state cannot be opened."""
+    """Carries requests out, a task each, all of one thread. Raises StateError where its state cannot be opened."""
 
     def __init__(self, policy: SubmitPolicy) -> None:
         self._policy = policy
@@ -119,7 +120,6 @@ class Postman:
         self._sessions = Sessions(policy.timeout)
         self._under_way: set[str] = set()
         self._owed: dict[tuple[Key, str], tuple[str, int]] = {}  # key and mark to queue id and time
-        self._lock = threading.Lock()
 
     def sweep(self, now: int) -> None:
         """Forget what is too old to matter. now: seconds since 1970. Raises StateError."""
@@ -131,6 +131,11 @@ class Postman:
         """Take leave of Postfix; what comes after all has a session of its own."""
         self._sessions.close()
 
+    def tidy(self) -> bool:
+        """Leave the sessions that were kept for long enough; return whether there are others, to ask for again."""
+        self._sessions.sweep()
+        return bool(self._sessions)
+
     def close(self) -> None:
         """Close the state."""
         self.leave()
@@ -138,7 +143,7 @@ class Postman:
         self._replied.close()
         self._rates.close()
 
-    def carry(self, held: Held, request: wire.Datagram, now: float) -> str:
+    def carry(self, held: Held, request: wire.Datagram, now: float) -> Task[str]:
         """Carry one request out and return Postfix's queue id. now: seconds since 1970.
 
         A 5xx is temporary for what is kept. It is final for a forward, which its owner then keeps, and a reply: else
@@ -160,16 +165,18 @@ class Postman:
             if request.kind != "KEEP" and sum(one.startswith(request.kind + " ") for one in done) >= most:
                 raise RefusedError(f"no more than {most} of these for one message")
             try:
-                queue_id = _KINDS[request.kind](self, held, request, now)
+                queue_id = yield from _KINDS[request.kind](self, held, request, now)
             except LimitHit as limit:
                 raise RefusedError(f"the header cannot be read whole: {limit}") from limit
             except (smtp.FinalError, smtp.AddressError) as error:
                 if request.kind == "KEEP":
                     raise
                 raise RefusedError(str(error)) from error
-            with self._lock:
-                self._owed[key, mark] = queue_id, int(now)
-            self._write_owed()
+            self._owed[key, mark] = queue_id, int(now)
+            try:
+                yield None  # whoever has one to write now is written with it
+            finally:
+                self._write_owed()
             return queue_id
 
     def _most(self, request: wire.Datagram) -> int:
@@ -180,27 +187,23 @@ class Postman:
 
     def _write_owed(self) -> None:
         """Mark what Postfix took and is not marked yet. Raises StateError: then nothing more may be sent."""
-        with self._lock:
-            owed = tuple(self._owed.items())
-        for (key, mark), (queue_id, moment) in owed:
-            self._journal.mark(key, mark, queue_id, moment)
-            with self._lock:
-                self._owed.pop((key, mark), None)
+        if self._owed:
+            owed = dict(self._owed)
+            self._journal.mark_all([(key, mark, *result) for (key, mark), result in owed.items()])
+            self._owed.clear()
 
     @contextmanager
     def _alone(self, word: str) -> Iterator[None]:
         """Let one request of a message run at a time: its first one may still wait for Postfix."""
-        with self._lock:
-            if word in self._under_way:
-                raise DeferredError("another request for this message is under way")
-            self._under_way.add(word)
+        if word in self._under_way:
+            raise DeferredError("another request for this message is under way")
+        self._under_way.add(word)
         try:
             yield
         finally:
-            with self._lock:
-                self._under_way.discard(word)
+            self._under_way.discard(word)
 
-    def _keep(self, held: Held, request: wire.Datagram, _now: float) -> str:
+    def _keep(self, held: Held, request: wire.Datagram, _now: float) -> Task[str]:
         return self._pass_on(self._keeper(held), held.envelope.sender, held.recipient, _message(held, request))
 
     def _keeper(self, held: Held) -> str:
@@ -210,7 +213,7 @@ class Postman:
             return self._policy.keep
         return self._policy.hand_back_virtual if held.virtual else self._policy.hand_back
 
-    def _forward(self, held: Held, request: wire.Datagram, _now: float) -> str:
+    def _forward(self, held: Held, request: wire.Datagram, _now: float) -> Task[str]:
         target, recipient = request.text("to"), held.recipient
         if not all(split_address(target)):
             raise RefusedError("the address to forward to is not local@domain")
@@ -226,20 +229,20 @@ class Postman:
         mark = b"Delivered-To: " + one_line(own or recipient) + b"\r\n"
         return self._pass_on(self._policy.send, sender, target, _message(held, request), mark)
 
-    def _pass_on(self, door: str, sender: str, recipient: str, message: int, first: bytes = b"") -> str:
+    def _pass_on(self, door: str, sender: str, recipient: str, message: int, first: bytes = b"") -> Task[str]:
         """Send a message. Where its sender is taken for no address, from the null sender instead.
 
         sendmail(1) lets anything be a sender, and local(8) delivers it; no notice could reach such a one anyway.
         """
         transaction = smtp.Transaction(sender, recipient, eight_bit=_eight_bit(message))
         try:
-            return self._sessions.send(door, transaction, chain((first,), sealed.chunks(message)))
+            return (yield from self._sessions.send(door, transaction, chain((first,), sealed.chunks(message))))
         except (smtp.SenderError, smtp.AddressError):
             if not sender:
                 raise
-        return self._pass_on(door, "", recipient, message, first)
+        return (yield from self._pass_on(door, "", recipient, message, first))
 
-    def _reply(self, held: Held, request: wire.Datagram, now: float) -> str:
+    def _reply(self, held: Held, request: wire.Datagram, now: float) -> Task[str]:
         mail, sender = self._header(held), held.envelope.sender
         what, interval, own = self._terms(request)
         if reason := replies.refusal(mail, held.envelope, own, delimiter=self._policy.delimiter):
@@ -254,7 +257,7 @@ class Postman:
             raise RefusedError("this rule answered the same correspondent within the interval")
         try:
             self._within_day(held, request, now)
-            return self._answer(mail, held, request, now)
+            return (yield from self._answer(mail, held, request, now))
         except BaseException:
             self._replied.release(*claimed)
             raise
@@ -276,7 +279,7 @@ class Postman:
             raise RefusedError("a vacation without a handle")
         return "vacation\0" + request.text("handle"), int(days) * _DAY, addresses
 
-    def _answer(self, mail: Mail, held: Held, request: wire.Datagram, now: float) -> str:
+    def _answer(self, mail: Mail, held: Held, request: wire.Datagram, now: float) -> Task[str]:
         wish, sender = request.text("from"), held.envelope.sender
         own = self._own(held, request) or replies.answering(
             mail, held.envelope, delimiter=self._policy.delimiter, wish=wish
@@ -296,7 +299,7 @@ class Postman:
         transaction = smtp.Transaction("", sender, eight_bit=not (own + sender).isascii())
         return self._sessions.send(self._policy.send, transaction, parts)
 
-    def _write(self, held: Held, request: wire.Datagram, now: float) -> str:
+    def _write(self, held: Held, request: wire.Datagram, now: float) -> Task[str]:
         """Send a script's own letter, from the recipient's address, to which its bounce would come.
 
         A message that nobody wrote, a bounce or an automatic answer, causes no more to one address than answers do: two
@@ -349,7 +352,7 @@ class Postman:
         if self._rates.rate("day", (held.user or held.recipient,), step, now=now, within=_DAY) > most:
             raise RefusedError(f"{most} replies were sent within a day")
 
-    def _notice(self, held: Held, request: wire.Datagram, now: float) -> str:
+    def _notice(self, held: Held, request: wire.Datagram, now: float) -> Task[str]:
         """Put a letter into the recipient's own mailbox, past the rules."""
         own = held.recipient
         parts = self._letter(held, request, now, own, own)

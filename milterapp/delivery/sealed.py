@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
-__all__ = ["SEALS", "SealError", "chunks", "digest", "fix", "measure", "read", "seal"]
+__all__ = ["SEALS", "SealError", "append", "begin", "chunks", "digest", "fix", "measure", "read", "seal"]
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _CHUNK = 256 * 1024
@@ -23,17 +23,27 @@ class SealError(Exception):
 
 def seal(parts: Iterable[bytes]) -> int:
     """Return a new sealed memfd that holds the parts; the caller closes it. Raises OSError (ENOSPC, ENOMEM)."""
-    descriptor = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = begin()
     try:
         for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            append(descriptor, part)
         fix(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def begin() -> int:
+    """Return a new memfd, empty, which fix() will seal; the caller closes it. Raises OSError."""
+    return os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def append(descriptor: int, part: bytes) -> None:
+    """Write more of a message. Raises OSError (ENOSPC, ENOMEM)."""
+    rest = memoryview(part)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def fix(descriptor: int) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from milterapp.delivery import threads
+from milterapp.delivery.tasks import READ, WRITE, Task, Wait, alone, pause
 
 __all__ = [
     "LMTP",
@@ -33,6 +34,7 @@ __all__ = [
 LMTP = "lmtp:"
 
 _SEND = 64 * 1024  # bytes that are sent at once
+_AGAIN = 0.05  # seconds until a server whose backlog is full is asked again
 _MOST_REPLY = 16 * 1024  # bytes of one reply
 _LONGEST_ADDRESS = 1000  # bytes; smtpd's line_length_limit is 2048
 _QUEUED = re.compile(r"queued as ([0-9A-Za-z]{1,64})\b")
@@ -125,31 +127,37 @@ def endpoint(address: str) -> str | tuple[str, int]:
     raise ValueError("lmtp:unix:/PATH or lmtp:inet:HOST:PORT")
 
 
-def _connect(address: str, timeout: float) -> socket.socket:
-    """Return a connection. Raises OSError or ValueError."""
+def _connect(address: str, timeout: float) -> Task[socket.socket]:
+    """Return a connection. Raises OSError or ValueError. Only a path is connected to without blocking."""
     place = endpoint(address)
     if not isinstance(place, str):
         connection = socket.create_connection(place, timeout)
-        threads.patient(connection, timeout)
+        connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
         return connection
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    until = time.monotonic() + timeout
     try:
-        threads.patient(connection, timeout)
-        connection.connect(place)
+        while True:
+            try:
+                connection.connect(place)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                yield from pause(_AGAIN)
+            else:
+                return connection
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
-def connect(address: str, timeout: float) -> Dialogue:
-    """Return a session, greeted. Raises OSError, ValueError or SmtpError."""
-    connection = _connect(address, timeout)
+def connect(address: str, timeout: float) -> Task[Dialogue]:
+    """Return a session, greeted. timeout: seconds for each step. Raises OSError, ValueError or SmtpError."""
+    dialogue = Dialogue((yield from _connect(address, timeout)), timeout)
     try:
-        dialogue = Dialogue(connection)
-        dialogue.greet(b"LHLO" if address.startswith(LMTP) else b"EHLO")
+        yield from dialogue.greet(b"LHLO" if address.startswith(LMTP) else b"EHLO")
     except BaseException:
-        connection.close()
+        dialogue.close()
         raise
     return dialogue
 
@@ -164,14 +172,18 @@ def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, time
     """Send one message to the smtpd at that path, or to the LMTP server there; return the queue id its reply names.
 
     address: as for endpoint(); timeout: seconds for each step. LMTP answers once for each recipient, and there is one.
-    The queue id is "" where the reply names none. Raises SmtpError (every reply but the expected one, a timeout, a lost
-    connection) and AddressError.
+    The queue id is "" where the reply names none. It blocks. Raises SmtpError (every reply but the expected one, a
+    timeout, a lost connection) and AddressError.
     """
+    return alone(_send(address, transaction, parts, timeout))
+
+
+def _send(address: str, transaction: Transaction, parts: Iterable[bytes], timeout: float) -> Task[str]:
     envelope = transaction.envelope()
     try:
-        dialogue = connect(address, timeout)
+        dialogue = yield from connect(address, timeout)
         try:
-            return dialogue.run(*envelope, parts, eight_bit=transaction.eight_bit, last=True)
+            return (yield from dialogue.run(*envelope, parts, eight_bit=transaction.eight_bit, last=True))
         finally:
             dialogue.close()
     except (OSError, ValueError) as error:
@@ -179,23 +191,23 @@ def send(address: str, transaction: Transaction, parts: Iterable[bytes], *, time
 
 
 class Dialogue:
-    """A session. accepted: whether the server took the sender of the present transaction."""
+    """A session. timeout: seconds for each step; accepted: whether the server took the sender of this transaction."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, connection: socket.socket, timeout: float) -> None:
+        self._connection, self._timeout = connection, timeout
         self._buffer = b""
         self._offered: frozenset[str] = frozenset()
         self.accepted = False
 
-    def greet(self, hello: bytes) -> None:
+    def greet(self, hello: bytes) -> Task[None]:
         """Begin. hello: EHLO or LHLO. Raises OSError or SmtpError."""
-        self._expect("220", "the greeting")
-        self._offered = frozenset(line.upper() for line in self._ask(hello + b" localhost", "250")[1:])
+        yield from self._expect("220", "the greeting")
+        self._offered = frozenset(line.upper() for line in (yield from self._ask(hello + b" localhost", "250"))[1:])
 
     def leave(self) -> None:
         """Take leave, and hang up."""
         with suppress(OSError):
-            self._connection.sendall(b"QUIT\r\n")
+            self._connection.send(b"QUIT\r\n")
         self.close()
 
     def close(self) -> None:
@@ -203,53 +215,61 @@ class Dialogue:
         with suppress(OSError):  # what the server has taken it has taken
             self._connection.close()
 
-    def run(self, sender: bytes, recipient: bytes, parts: Iterable[bytes], *, eight_bit: bool, last: bool) -> str:
+    def run(self, sender: bytes, recipient: bytes, parts: Iterable[bytes], *, eight_bit: bool, last: bool) -> Task[str]:
         """Send one message, and return its queue id. Whoever raises hangs up. last: take leave with it."""
         self.accepted = False
         parameters = b" BODY=8BITMIME" if eight_bit and "8BITMIME" in self._offered else b""
         if not (sender.isascii() and recipient.isascii()) and "SMTPUTF8" in self._offered:
             parameters += b" SMTPUTF8"
         at_once = "PIPELINING" in self._offered
-        self._begin((b"MAIL FROM:" + sender + parameters, b"RCPT TO:" + recipient), at_once=at_once)
+        yield from self._begin((b"MAIL FROM:" + sender + parameters, b"RCPT TO:" + recipient), at_once=at_once)
         held = b""
         for part in wire_form(parts):
             held += part
             if len(held) >= _SEND:
-                self._connection.sendall(held)
+                yield from self._say(held)
                 held = b""
-        self._connection.sendall(held + b"QUIT\r\n" if at_once and last else held)
-        reply = " ".join(self._expect("250", _END_OF_DATA))
+        yield from self._say(held + b"QUIT\r\n" if at_once and last else held)
+        reply = " ".join((yield from self._expect("250", _END_OF_DATA)))
         if last and not at_once:
             with suppress(OSError):  # the message is Postfix's already
-                self._connection.sendall(b"QUIT\r\n")
+                self._connection.send(b"QUIT\r\n")
         found = _QUEUED.search(reply)
         return found[1] if found else ""
 
-    def _begin(self, envelope: Sequence[bytes], *, at_once: bool) -> None:
+    def _begin(self, envelope: Sequence[bytes], *, at_once: bool) -> Task[None]:
         """Say the envelope and DATA, in one go where the server takes that (RFC 2920), and hear the replies.
 
         Whoever raises hangs up: a server that went on to DATA all the same never sees the end of a message.
         """
         commands = [*((one, "250") for one in envelope), (b"DATA", "354")]
         if at_once:
-            self._connection.sendall(b"".join(command + b"\r\n" for command, _ in commands))
+            yield from self._say(b"".join(command + b"\r\n" for command, _ in commands))
         for command, wanted in commands:
             if at_once:
-                self._expect(wanted, command[:4].decode("ascii"))
+                yield from self._expect(wanted, command[:4].decode("ascii"))
             else:
-                self._ask(command, wanted)
+                yield from self._ask(command, wanted)
             self.accepted = True
 
-    def _ask(self, command: bytes, wanted: str) -> list[str]:
-        self._connection.sendall(command + b"\r\n")
-        return self._expect(wanted, command[:4].decode("ascii"))
+    def _ask(self, command: bytes, wanted: str) -> Task[list[str]]:
+        yield from self._say(command + b"\r\n")
+        return (yield from self._expect(wanted, command[:4].decode("ascii")))
 
-    def _expect(self, wanted: str, what: str) -> list[str]:
+    def _say(self, data: bytes) -> Task[None]:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._connection.send(rest) :]
+            except BlockingIOError:
+                yield Wait(self._connection.fileno(), WRITE, self._timeout)
+
+    def _expect(self, wanted: str, what: str) -> Task[list[str]]:
         """Return the lines of the next reply without their code. Raises SmtpError where the code is another."""
         lines: list[str] = []
         total = 0
         while True:
-            line = self._line()
+            line = yield from self._line()
             total += len(line)
             if not re.match(r"[2-5][0-9][0-9](?:[ -]|$)", line) or total > _MOST_REPLY:
                 raise SmtpError(f"{what}: not an SMTP reply")
@@ -263,9 +283,13 @@ class Dialogue:
             raise kind(f"{what}: {line[:3]} {' '.join(lines)[:200]}")
         return lines
 
-    def _line(self) -> str:
+    def _line(self) -> Task[str]:
         while b"\n" not in self._buffer:
-            data = self._connection.recv(4096)
+            yield Wait(self._connection.fileno(), READ, self._timeout)
+            try:
+                data = self._connection.recv(4096)
+            except BlockingIOError:
+                continue
             if not data:
                 raise SmtpError("the other end closed the connection")
             self._buffer += data

@@ -9,18 +9,18 @@ nobody. Only sessions with Postfix: who keeps mail over LMTP may bound them othe
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from milterapp.delivery import smtp
+from milterapp.delivery.tasks import Task, elsewhere
 
 __all__ = ["Sessions"]
 
 _AGE, _IDLE = 10.0, 2.0  # seconds
 _MOST = 8  # idle ones of each server
-_SWEEP = 1.0  # seconds between two looks at them
 
 
 @dataclass(slots=True, eq=False)
@@ -31,27 +31,28 @@ class _Session:
 
 
 class Sessions:
-    """The sessions, for any number of threads. timeout: seconds for each step."""
+    """The sessions, for any number of tasks of one thread. timeout: seconds for each step."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._lock = threading.Lock()
         self._idle: dict[str, list[_Session]] = {}
-        self._sweeping = False
 
-    def send(self, address: str, transaction: smtp.Transaction, parts: Iterable[bytes]) -> str:
+    def send(self, address: str, transaction: smtp.Transaction, parts: Iterable[bytes]) -> Task[str]:
         """Send one message, as smtp.send() does."""
-        if address.startswith(smtp.LMTP):
-            return smtp.send(address, transaction, parts, timeout=self._timeout)
+        if address.startswith(smtp.LMTP):  # a host's name may have to be asked for, which blocks
+            return (yield from elsewhere(partial(smtp.send, address, transaction, parts, timeout=self._timeout)))
         sender, recipient = transaction.envelope()
         session = self._take(address)
         while True:
             kept = session is not None
             try:
                 if session is None:
+                    dialogue = yield from smtp.connect(address, self._timeout)
                     now = time.monotonic()
-                    session = _Session(smtp.connect(address, self._timeout), now, now)
-                found = session.dialogue.run(sender, recipient, parts, eight_bit=transaction.eight_bit, last=False)
+                    session = _Session(dialogue, now, now)
+                found = yield from session.dialogue.run(
+                    sender, recipient, parts, eight_bit=transaction.eight_bit, last=False
+                )
             except BaseException as error:
                 if session is not None:
                     session.dialogue.close()
@@ -65,60 +66,37 @@ class Sessions:
             self._keep(address, session)
             return found
 
+    def __bool__(self) -> bool:
+        """Tell whether any is kept."""
+        return any(self._idle.values())
+
+    def sweep(self) -> None:
+        """Leave those that were kept for long enough; whoever keeps some calls this each second."""
+        now = time.monotonic()
+        for address, some in self._idle.items():
+            old = [one for one in some if now - one.used >= _IDLE or now - one.since >= _AGE]
+            self._idle[address] = [one for one in some if one not in old]
+            for one in old:
+                one.dialogue.leave()
+
     def close(self) -> None:
         """End them all."""
-        with self._lock:
-            ended = [one for some in self._idle.values() for one in some]
-            self._idle.clear()
+        ended = [one for some in self._idle.values() for one in some]
+        self._idle.clear()
         for one in ended:
             one.dialogue.leave()
 
     def _take(self, address: str) -> _Session | None:
         now = time.monotonic()
-        with self._lock:
-            idle = self._idle.get(address, [])
-            if idle and now - idle[-1].since < _AGE and now - idle[-1].used < _IDLE:
-                return idle.pop()
+        idle = self._idle.get(address, [])
+        if idle and now - idle[-1].since < _AGE and now - idle[-1].used < _IDLE:
+            return idle.pop()
         return None  # the rest is the sweeper's
 
     def _keep(self, address: str, session: _Session) -> None:
         session.used = time.monotonic()
-        with self._lock:
-            idle = self._idle.setdefault(address, [])
-            keeps = len(idle) < _MOST and session.used - session.since < _AGE
-            begins = keeps and not self._sweeping
-            if keeps:
-                idle.append(session)
-                self._sweeping = True
-        if not keeps:
+        idle = self._idle.setdefault(address, [])
+        if len(idle) < _MOST and session.used - session.since < _AGE:
+            idle.append(session)
+        else:
             session.dialogue.leave()
-        if begins:
-            self._begin()
-
-    def _begin(self) -> None:
-        """Have a thread look at what is idle, for as long as anything is."""
-        try:
-            threading.Thread(target=self._sweep, daemon=True).start()
-        except RuntimeError:  # no more threads: then nothing is kept
-            self._sweeping = False
-            self.close()
-
-    def _sweep(self) -> None:
-        while True:
-            time.sleep(_SWEEP)
-            now = time.monotonic()
-            with self._lock:
-                old = {
-                    one
-                    for some in self._idle.values()
-                    for one in some
-                    if now - one.used >= _IDLE or now - one.since >= _AGE
-                }
-                for address, some in self._idle.items():
-                    self._idle[address] = [one for one in some if one not in old]
-                self._sweeping = any(self._idle.values())
-                ends = not self._sweeping
-            for one in old:
-                one.dialogue.leave()
-            if ends:
-                return

@@ -12,24 +12,24 @@ the connection passed on (the recipient's agent) can only ask for what follows f
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from milterapp import log
-from milterapp.delivery import door, linux, sealed, threads, wire
+from milterapp.delivery import door, linux, sealed, wire
 from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError, SubmitPolicy
 from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable
 from milterapp.delivery.smtp import AddressError, SmtpError
+from milterapp.delivery.tasks import Task, Tasks, Wait
 from milterapp.mail.envelope import Envelope
 from milterapp.state.database import StateError
 
@@ -37,8 +37,7 @@ __all__ = ["Service", "main"]
 
 _CONNECTIONS = 100  # at once; the rest wait in the backlog
 _FOR_ONE = 8  # of them for one user; an agent needs one, and what it killed before may still have another
-_PAUSE = 0.5  # seconds, where a connection cannot be taken
-_STACK = 1024 * 1024
+_TIDY, _QUIET = 1.0, 60.0  # seconds between two looks at sessions with Postfix, and where there are none
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
 _LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
 _GROWTH = 16 * 1024 * 1024  # bytes by which edits may make a message longer: a new body is at most a rule file long
@@ -46,64 +45,63 @@ _SWEEP = 3600.0  # seconds between two sweeps of old records
 
 
 class Service:
-    """Connections, a thread each. idle: seconds for which a connection may say nothing."""
+    """Connections, a task each. idle: seconds for which a connection may say nothing."""
 
     def __init__(self, postman: Postman, monitor: int, *, idle: float) -> None:
         self._postman = postman
         self._monitor = monitor
         self._idle = idle
-        self._room = threads.Room(_CONNECTIONS)
-        self._workers = threads.Workers(self._serve)
-        self._quiet = threading.Condition()
-        self._requests = 0
+        self._tasks = Tasks()
+        self._connections = self._requests = 0
         self._users: Counter[str] = Counter()
-        self._stopping = False
+        self._open, self._stopping = True, False
         self._log = log.get("submit")
 
     def run(self, listener: socket.socket) -> None:
         """Take connections until the listener is shut down; then wait for the requests under way."""
-        threading.stack_size(_STACK)
-        swept = time.monotonic()
-        while True:
-            place = self._room.place()
-            try:
-                connection, _ = listener.accept()
-            except OSError as error:
-                del place
-                if error.errno in (errno.EINVAL, errno.EBADF):  # the listener was shut down
-                    break
-                self._log.error("no connection taken", reason=str(error))
-                time.sleep(_PAUSE)
-                continue
-            try:
-                uid = wire.peer_uid(connection)
-                if uid != self._monitor:
-                    raise wire.WireError(f"uid {uid} is not the monitor")
-                self._workers.start(connection, place)
-            except (wire.WireError, OSError, RuntimeError) as error:
-                self._log.error("connection refused", reason=str(error))
-                connection.close()
-            del connection, place  # they are the thread's
+        self._tasks.start(self._listen(listener))
+        swept, kept = time.monotonic(), False
+        while self._open:
+            self._tasks.turn(_TIDY if kept or self._connections else _QUIET)
+            kept = self._postman.tidy()
             if time.monotonic() - swept > _SWEEP:
                 swept = time.monotonic()
                 self._sweep()
-        with self._quiet:
-            self._stopping = True
-            self._quiet.wait_for(lambda: self._requests == 0, timeout=_STOPPING)
+        self._stopping = True
+        until = time.monotonic() + _STOPPING
+        while self._requests and time.monotonic() < until:
+            self._tasks.turn(_TIDY)
+        self._tasks.close()
+
+    def _listen(self, listener: socket.socket) -> Task[None]:
+        yield from door.callers(
+            listener, self._begin,
+            full=lambda: self._connections >= _CONNECTIONS,
+            fault=lambda reason: self._log.error("no connection taken", reason=reason),
+        )  # fmt: skip
+        self._open = False
+
+    def _begin(self, connection: socket.socket) -> None:
+        try:
+            uid = wire.peer_uid(connection)
+            if uid != self._monitor:
+                raise wire.WireError(f"uid {uid} is not the monitor")
+        except (wire.WireError, OSError) as error:
+            self._log.error("connection refused", reason=str(error))
+            connection.close()
+        else:
+            self._tasks.start(self._serve(connection))
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
         """Count a request under way. Raises WireError where the service stops: the asker defers."""
-        with self._quiet:
-            if self._stopping:
-                raise wire.WireError("stopping")
-            self._requests += 1
+        if self._stopping:
+            raise wire.WireError("stopping")
+        self._requests += 1
         try:
             yield
         finally:
-            with self._quiet:
-                self._requests -= 1
-                self._quiet.notify_all()
+            self._requests -= 1
 
     @contextmanager
     def _one_of(self, user: str) -> Iterator[None]:
@@ -111,16 +109,15 @@ class Service:
 
         Raises WireError where an agent keeps more than one can need: they would be missing for everybody else.
         """
-        with self._quiet:
-            if user and self._users[user] >= _FOR_ONE:
-                raise wire.WireError(f"{user!a} holds {_FOR_ONE} connections")
-            self._users[user] += 1
+        if user and self._users[user] >= _FOR_ONE:
+            raise wire.WireError(f"{user!a} holds {_FOR_ONE} connections")
+        self._users[user] += 1
         try:
             yield
         finally:
-            with self._quiet:
-                self._users[user] -= 1
-                self._users += Counter()  # forgets who has none
+            self._users[user] -= 1
+            if not self._users[user]:
+                del self._users[user]
 
     def _sweep(self) -> None:
         try:
@@ -128,33 +125,44 @@ class Service:
         except StateError as error:
             self._log.error("state", reason=str(error))
 
-    def _serve(self, connection: socket.socket, _place: threads.Place) -> None:
+    def _serve(self, connection: socket.socket) -> Task[None]:
         """Serve one connection: the envelope, then requests until its end."""
+        self._connections += 1
         try:
             with connection:
-                threads.patient(connection, self._idle)
-                first = wire.receive(connection, ENVELOPE, descriptors=(1, 2))
+                first = yield from self._hear(connection, ENVELOPE, (1, 2))
                 if first is None:
                     return
                 try:
                     with self._one_of(first.text("user")), self._asker(connection, first) as asker:
-                        self._converse(asker, first)
+                        yield from self._converse(asker, first)
                 finally:
                     first.close()
         except (wire.WireError, sealed.SealError, OSError) as error:
             self._log.warning("connection closed", reason=str(error) or type(error).__name__)
-        except Exception as error:  # noqa: BLE001 - a thread's edge: the asker sees the end of the connection and defers
+        except Exception as error:  # noqa: BLE001 - a task's edge: the asker sees the end of the connection and defers
             self._log.error("internal error", reason=f"{type(error).__name__}: {error}")
+        finally:
+            self._connections -= 1
+
+    def _hear(
+        self, connection: socket.socket, known: Mapping[str, Collection[str]], descriptors: Collection[int]
+    ) -> Task[wire.Datagram | None]:
+        """Return the next datagram, as wire.receive() does. Raises TimeoutError too."""
+        connection.setblocking(False)  # noqa: FBT003 - the name of the method says it; whoever passed one may set it back
+        while True:
+            try:
+                return wire.receive(connection, known, descriptors=descriptors)
+            except BlockingIOError:
+                yield Wait(connection.fileno(), seconds=self._idle)
 
     def _asker(self, connection: socket.socket, first: wire.Datagram) -> socket.socket:
         """Return what requests come over: what the monitor passed on with the envelope, else its own connection."""
         if len(first.descriptors) == 1:
             return connection
-        passed = socket.socket(fileno=os.dup(first.descriptors[1]))
-        threads.patient(passed, self._idle)
-        return passed
+        return socket.socket(fileno=os.dup(first.descriptors[1]))
 
-    def _converse(self, connection: socket.socket, first: wire.Datagram) -> None:
+    def _converse(self, connection: socket.socket, first: wire.Datagram) -> Task[None]:
         message = first.descriptors[0]
         size = sealed.measure(message, _LONGEST_READ)
         envelope = Envelope(
@@ -163,23 +171,23 @@ class Service:
             original_recipient=first.text("original"),
             queue_id=first.text("queue_id"),
         )
-        digest = sealed.digest(message, size)
+        digest = yield from _digest(message, size)
         held = Held(envelope, first.text("user"), message, digest, virtual=first.kind == "VIRTUAL")
-        while (request := wire.receive(connection, REQUESTS, descriptors=(0, 1))) is not None:
+        while (request := (yield from self._hear(connection, REQUESTS, (0, 1)))) is not None:
             try:
                 for edited in request.descriptors:
                     sealed.measure(edited, size + _GROWTH)
                 with self._busy():
-                    kind, fields = self._answer(held, request)
+                    kind, fields = yield from self._answer(held, request)
                     wire.send(connection, kind, fields)
             finally:
                 request.close()
 
-    def _answer(self, held: Held, request: wire.Datagram) -> tuple[str, Mapping[str, str]]:
+    def _answer(self, held: Held, request: wire.Datagram) -> Task[tuple[str, Mapping[str, str]]]:
         """Return the response to one request, and write its line to the log."""
         start = time.monotonic()
         try:
-            queue_id = self._postman.carry(held, request, time.time())
+            queue_id = yield from self._postman.carry(held, request, time.time())
             kind, fields = "DONE", {"queue_id": queue_id}
         except RefusedError as refused:
             kind, fields = "REFUSED", {"text": printable(str(refused))}
@@ -200,6 +208,16 @@ class Service:
             seconds=round(time.monotonic() - start, 3),
         )
         return kind, fields
+
+
+def _digest(message: int, size: int) -> Task[str]:
+    """Return the SHA-256 of a message, in hexadecimal; a large one is read in turns with what else there is to do."""
+    whole = hashlib.sha256()
+    for chunk in sealed.chunks(message, size):
+        whole.update(chunk)
+        if len(chunk) < size:
+            yield None
+    return whole.hexdigest()
 
 
 def main(argv: list[str]) -> int:

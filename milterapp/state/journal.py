@@ -6,7 +6,7 @@ Must never: change a prepared record, or report a step done before the mark is o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,7 @@ CREATE TABLE done (key TEXT NOT NULL, step TEXT NOT NULL, result TEXT NOT NULL, 
 """
 _BY_TIME = "; CREATE INDEX prepared_at ON prepared (at); CREATE INDEX done_at ON done (at)"
 _VERSION = 1
+_MARK = "INSERT OR IGNORE INTO done (key, step, result, at) VALUES (?, ?, ?, ?)"
 _EXPIRE = ("DELETE FROM prepared WHERE at < ?", "DELETE FROM done WHERE at < ?")
 
 
@@ -92,9 +93,15 @@ class Journal:
 
     def mark(self, key: Key, step: str, result: str, now: int) -> None:
         """Write that a step is done; the first result stands. now: seconds since 1970."""
-        self.database.write(
-            "INSERT OR IGNORE INTO done (key, step, result, at) VALUES (?, ?, ?, ?)", (key.word, step, result, now)
-        )
+        self.database.write(_MARK, (key.word, step, result, now))
+
+    def mark_all(self, marks: Sequence[tuple[Key, str, str, int]]) -> None:
+        """Write several marks at once, each as mark() has it: all of them are on disk, or none."""
+        if len(marks) == 1:
+            self.mark(*marks[0])
+            return
+        with self.database.transaction() as connection:
+            connection.executemany(_MARK, [(key.word, *rest) for key, *rest in marks])
 
     def expire(self, before: int) -> int:
         """Forget what was prepared or done before then (seconds since 1970); return how many rows that were."""

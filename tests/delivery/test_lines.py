@@ -13,6 +13,7 @@ import pytest
 
 from milterapp.delivery import door, kinds, sealed, wire
 from milterapp.delivery.lines import Lines
+from milterapp.delivery.tasks import Task, alone
 
 ITEM = {"sender": "", "recipient": "bob@x.org", "original": "", "queue_id": "4A", "client": ""}
 
@@ -62,7 +63,11 @@ def message() -> Iterator[int]:
 
 
 def _send(lines: Lines, message: int, queue_id: str) -> str | None:
-    answer = lines.hand_over({**ITEM, "queue_id": queue_id}, message).answer(time.monotonic() + lines.deadline)
+    def exchange() -> Task[wire.Datagram | None]:
+        line = yield from lines.hand_over({**ITEM, "queue_id": queue_id}, message)
+        return (yield from line.answer(time.monotonic() + lines.deadline))
+
+    answer = alone(exchange())
     return None if answer is None else answer.text("text")
 
 

@@ -22,6 +22,7 @@ from milterapp.delivery import door, kinds, lmtp, sealed, wire
 from milterapp.delivery.event import Log
 from milterapp.delivery.lines import Lines
 from milterapp.delivery.lmtp_session import Answer
+from milterapp.delivery.tasks import alone
 from milterapp.settings import Settings
 
 SERVICE = (sys.executable, "-I", "-m", "milterapp.delivery.lmtp")
@@ -316,26 +317,29 @@ def test_no_answer_in_time(world: World, tmp_path: Path) -> None:
     message = sealed.seal([b"x"])
     items = [{"sender": "", "recipient": "ok@x.org", "original": "", "queue_id": "4A", "client": ""}] * 3
     lines = Lines(str(tmp_path / "monitor"), 0.2)
-    answers = lmtp.ask(lines, items, message)
+    answers = alone(lmtp.ask(lines, items, message))
     assert answers == [Answer("defer", "4.3.0 no answer in time")] * 3
     os.close(message)
     world.monitor.gate.set()
 
 
 def test_a_stop_answers_what_is_under_way(world: World) -> None:
-    """After SIGTERM a message under way is answered, and the next is not begun."""
+    """After SIGTERM a message under way is answered, another is not begun, and then all are hung up on."""
     world.monitor.gate = threading.Event()
-    client = world.client()
+    client, other = world.client(), world.client()
     client.say(OPENING + b"MAIL FROM:<a>\r\nRCPT TO:<ok@x.org>\r\nDATA\r\n", 5)
     client.socket.sendall(b"x: y\r\n.\r\n")
     while not world.monitor.jobs:
         threading.Event().wait(0.01)
     world.stop()
+    world.thread.join(0.2)  # with less it would only prove less
     assert world.thread.is_alive()
+    assert other.say(b"NOOP\r\n", 2) == ["421 4.3.2 milterapp is stopping", ""]
     world.monitor.gate.set()
     assert client.reply().startswith("250")
     world.thread.join(10)
-    assert client.say(b"NOOP\r\n", 2) == ["421 4.3.2 milterapp is stopping", ""]
+    assert not world.thread.is_alive()
+    assert client.reply() == ""
 
 
 @pytest.mark.parametrize(("argv", "code"), [([], 64), (["{}", "x"], 64)])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from milterapp.delivery import lmtp, sealed
 from milterapp.delivery.lmtp_session import Answer, Item, Session
+from milterapp.delivery.tasks import Task, alone
 from tests.delivery.test_lmtp import OPENING, World
 
 MESSAGE = (
@@ -39,13 +40,14 @@ def converse(pieces: Sequence[bytes]) -> tuple[bytes, list[tuple[list[str], byte
     ours, theirs = socket.socketpair()
     handed: list[tuple[list[str], bytes]] = []
 
-    def hand_over(items: Sequence[Item], message: int) -> list[Answer]:
+    def hand_over(items: Sequence[Item], message: int) -> Task[Sequence[Answer]]:
+        yield None
         handed.append(([one["recipient"] for one in items], sealed.read(message)))
         return [Answer("reject", "5.7.1 no") if one["recipient"].startswith("no") else Answer("ok") for one in items]
 
     def serve() -> None:
         with theirs:
-            Session(theirs, hand_over).run()
+            alone(Session(theirs, hand_over, idle=30).run())
 
     def speak() -> None:
         try:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from milterapp.delivery import smtp
 from milterapp.delivery.smtp import AddressError, FinalError, SmtpError, Transaction, endpoint, path, send, wire_form
+from milterapp.delivery.tasks import Task
 
 GREETING = "220 mail.example.org ESMTP"
 OFFER = "250-mail.example.org\r\n250-SIZE\r\n250-8BITMIME\r\n250 SMTPUTF8"
@@ -209,10 +210,11 @@ def test_what_is_taken_is_taken(
 ) -> None:
     """A connection that cannot be closed makes nothing that Postfix has taken be sent again, and nothing else taken."""
 
-    def connect(address: str, timeout: float) -> socket.socket:
+    def connect(address: str, _timeout: float) -> Task[socket.socket]:
+        yield None
         connection = _CloseFails(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
         connection.connect(address)
+        connection.setblocking(False)
         return connection
 
     monkeypatch.setattr(smtp, "_connect", connect)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from milterapp.delivery import smtp, smtp_sessions
 from milterapp.delivery.smtp_sessions import Sessions
+from milterapp.delivery.tasks import alone
 from tests.delivery.smtp_peer import SmtpPeer
 
 MAIL = smtp.Transaction("ann@example.org", "bob@x.org")
+
+
+def sent(sessions: Sessions, address: str, transaction: smtp.Transaction, parts: Iterable[bytes]) -> str:
+    """Send one message, with nothing else to do meanwhile."""
+    return alone(sessions.send(address, transaction, parts))
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def peer(tmp_path: Path) -> Iterator[SmtpPeer]:
 
 def test_one_session_for_several_messages(peer: SmtpPeer, sessions: Sessions) -> None:
     """Each message has its own queue id, and the server greets once."""
-    assert [sessions.send(peer.address, MAIL, [b"%d\n" % one]) for one in range(3)] == ["4Q0", "4Q1", "4Q2"]
+    assert [sent(sessions, peer.address, MAIL, [b"%d\n" % one]) for one in range(3)] == ["4Q0", "4Q1", "4Q2"]
     assert [one.data for one in peer.taken] == [b"0\r\n", b"1\r\n", b"2\r\n"]
     assert peer.sessions == 1
 
@@ -41,7 +47,7 @@ def test_one_session_for_several_messages(peer: SmtpPeer, sessions: Sessions) ->
 def test_a_session_that_the_server_ended(peer: SmtpPeer, sessions: Sessions) -> None:
     """What was to go over it goes over a new one, whole and once."""
     peer.once = True
-    assert [sessions.send(peer.address, MAIL, iter([b"%d\n" % one])) for one in range(3)] == ["4Q0", "4Q1", "4Q2"]
+    assert [sent(sessions, peer.address, MAIL, iter([b"%d\n" % one])) for one in range(3)] == ["4Q0", "4Q1", "4Q2"]
     assert [one.data for one in peer.taken] == [b"0\r\n", b"1\r\n", b"2\r\n"]
     assert peer.sessions == 3
 
@@ -59,13 +65,13 @@ def test_a_refusal_is_told_and_ends_the_session(
     peer: SmtpPeer, sessions: Sessions, refuse: Callable[[SmtpPeer], None]
 ) -> None:
     """What the server says no to is not taken for sent, nor sent over what had said no."""
-    assert sessions.send(peer.address, MAIL, [b"0\n"]) == "4Q0"
+    assert sent(sessions, peer.address, MAIL, [b"0\n"]) == "4Q0"
     refuse(peer)
     with pytest.raises(smtp.SmtpError, match=r"45[12]"):
-        sessions.send(peer.address, MAIL, [b"1\n"])
+        sent(sessions, peer.address, MAIL, [b"1\n"])
     peer.refuse = peer.refuse_sender = ""
     before = peer.sessions
-    assert sessions.send(peer.address, MAIL, [b"2\n"]) == "4Q1"
+    assert sent(sessions, peer.address, MAIL, [b"2\n"]) == "4Q1"
     assert [one.data for one in peer.taken] == [b"0\r\n", b"2\r\n"]
     assert peer.sessions == before + 1
 
@@ -74,13 +80,14 @@ def test_a_refusal_is_told_and_ends_the_session(
 def test_none_is_kept_for_long(peer: SmtpPeer, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """An old session, or one that nothing was sent over, is left, and no message goes over it."""
     monkeypatch.setattr(smtp_sessions, what, 0.05)
-    monkeypatch.setattr(smtp_sessions, "_SWEEP", 0.1)
-    assert sessions.send(peer.address, MAIL, [b"0\n"]) == "4Q0"
+    assert sent(sessions, peer.address, MAIL, [b"0\n"]) == "4Q0"
     until = time.monotonic() + 5
     while peer.left == 0 and time.monotonic() < until:
+        sessions.sweep()
         time.sleep(0.01)
+    assert not sessions
     assert (peer.sessions, peer.left) == (1, 1)
-    assert sessions.send(peer.address, MAIL, [b"1\n"]) == "4Q1"
+    assert sent(sessions, peer.address, MAIL, [b"1\n"]) == "4Q1"
     assert peer.sessions == 2
 
 
@@ -88,11 +95,11 @@ def test_nobody_listens(tmp_path: Path, sessions: Sessions) -> None:
     """A server that is not there is a fault that names the socket; so is an address that is none."""
     for address in (str(tmp_path / "nowhere"), "lmtp:nowhere"):
         with pytest.raises(smtp.SmtpError, match="nowhere"):
-            sessions.send(address, MAIL, [b"0\n"])
+            sent(sessions, address, MAIL, [b"0\n"])
 
 
 def test_who_keeps_mail_has_a_session_for_each_message(peer: SmtpPeer, sessions: Sessions) -> None:
     """Over LMTP none is kept."""
     for number in range(2):
-        assert sessions.send(f"lmtp:unix:{peer.address}", MAIL, [b"x\n"]) == f"4Q{number}"
+        assert sent(sessions, f"lmtp:unix:{peer.address}", MAIL, [b"x\n"]) == f"4Q{number}"
     assert peer.sessions == 2

@@ -55,6 +55,19 @@ def test_marks_survive_the_process(path: str) -> None:
     journal.close()
 
 
+def test_several_marks_are_one(path: str) -> None:
+    """Marks written together are all there, the first result of each step as ever, or none is."""
+    journal, other = Journal(path), Key("4A", "carol@example.org", "carol@example.org", "00ff")
+    journal.mark_all([(KEY, "0", "done a", 1), (other, "0", "done b", 1), (KEY, "0", "done c", 1)])
+    assert (journal.steps(KEY), journal.steps(other)) == ({"0": "done a"}, {"0": "done b"})
+    with pytest.raises(UnicodeEncodeError):
+        journal.mark_all([(KEY, "1", "done d", 2), (other, "1", "\ud800", 2)])
+    assert (journal.steps(KEY), journal.steps(other)) == ({"0": "done a"}, {"0": "done b"})
+    journal.mark_all([(KEY, "2", "done e", 3)])
+    assert journal.steps(KEY) == {"0": "done a", "2": "done e"}
+    journal.close()
+
+
 def test_the_first_ones_need_not_take_turns(tmp_path: Path) -> None:
     """Several processes that open a file which is not there yet, all at once, have it all the same."""
     failed = 0
