@@ -199,6 +199,7 @@ class Agent:
             maildir = Maildir(home, self._settings.maildir)
             job = Job(
                 arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now, keep_here,
+                handed_back=self._settings.keep == "postfix",
                 programs=self.programs,
                 variables=environment(arrived.envelope, self._settings.delimiter) if self._settings.programs else {},
                 filtered=Filtered(home, STATE, arrived.key.word),

@@ -96,8 +96,9 @@ class Submit:
 class Job:
     """One message for one recipient, and everything that carrying a decision out needs. now: seconds since 1970.
 
-    keep_here: `keep` files into the inbox of the Maildir, submit is not asked. programs, variables: what runs programs,
-    and their environment; filtered: where the message is kept that filters wrote.
+    keep_here: `keep` files into the inbox of the Maildir, submit is not asked; handed_back: submit hands what is kept
+    back to Postfix, and marks that. programs, variables: what runs programs, and their environment; filtered: where the
+    message is kept that filters wrote.
     """
 
     sender: str
@@ -108,6 +109,7 @@ class Job:
     submit: Submit
     now: int
     keep_here: bool = False
+    handed_back: bool = False
     programs: Programs = field(default_factory=Programs)
     variables: Mapping[str, str] = field(default_factory=dict)
     filtered: Filtered | None = None
@@ -126,6 +128,8 @@ class _Steps:
         self._prepared = prepared
         self.done = {} if prepared.fresh else dict(job.journal.steps(job.key))
         self.outcomes: dict[str, Outcome] = {}
+        kinds = [*map(type, decision.deliveries)]
+        self._marked_by_submit = job.handed_back and kinds == [Keep] and not decision.filters
 
     @property
     def _edited(self) -> bytes:
@@ -159,14 +163,18 @@ class _Steps:
         return message
 
     def once(self, step: str, do: Callable[[], Outcome]) -> Outcome:
-        """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again."""
+        """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again.
+
+        Where all that there is to do is to keep, submit's mark is enough: a retry asks, and hears that it is done.
+        Filters would run again for that.
+        """
         if step in self.done:
             word, _, detail = self.done[step].partition(" ")
             outcome = Outcome(word, detail)
         else:
             try:
                 outcome = do()
-                if outcome.word != "failed":
+                if outcome.word != "failed" and not self._marked_by_submit:
                     said = f"{outcome.word} {printable(outcome.detail)}"
                     self._job.journal.mark(self._job.key, step, said, self._job.now)
             except (OSError, StateError, _FilterError) as error:

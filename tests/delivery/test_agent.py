@@ -447,6 +447,24 @@ def test_could_not_tell(person: Person, start: Start, broken_rules: str, status:
     assert (result.status, submit.kinds) == (status, kinds)
 
 
+@pytest.mark.parametrize(
+    ("then", "keep", "asked"),
+    [
+        pytest.param("keep", "postfix", ["KEEP", "KEEP"], id="alone"),
+        pytest.param("keep", "lmtp:unix:/x", ["KEEP"], id="where direct keeps no journal"),
+        pytest.param("[{file: {folder: Lists, copy: true}}, keep]", "postfix", ["KEEP"], id="beside a copy"),
+    ],
+)
+def test_a_keep_is_marked_once(person: Person, start: Start, then: str, keep: str, asked: list[str]) -> None:
+    """Where a hand-back is all there is, a retry asks submit and hears that it is done; else both journals know it."""
+    person.write(f"rules:\n  - name: it\n    then: {then}\n")
+    submit, agent = Submit(), start(keep=keep)
+    for _ in range(2):
+        result = agent.deliver(submit)
+        assert (result.status, result.event["outcomes"][str(len(result.event["deliveries"]) - 1)]) == ("ok", "done 4S0")
+    assert (submit.kinds, len(submit.sent)) == (asked, 1)
+
+
 def test_a_retry_decides_nothing_anew(person: Person, start: Start) -> None:
     """What was prepared stands: rules changed, or removed, between two attempts change nothing of it."""
     person.write(FILE.replace("file: Lists/Python", "- file: {folder: Lists, copy: true}\n      - forward: c@x.org"))

@@ -154,6 +154,13 @@ def test_what_is_kept_was_filtered(start: Start) -> None:
     assert [one.message for one in submit.asked] == [MESSAGE.replace(b"hello", b"new")] * 2
 
 
+def test_what_was_kept_is_not_filtered_again(person: Person, start: Start) -> None:
+    """A retry of what was filtered and kept runs no filter, and asks submit nothing."""
+    agent, submit = start("rules:\n  - name: it\n    then:\n      filter: it\n", COUNT + "cat"), Submit()
+    assert [agent.deliver(submit).status for _ in range(2)] == ["ok", "ok"]
+    assert (runs(person), submit.kinds) == (1, ["KEEP"])
+
+
 def test_a_line_of_a_mailbox_is_taken_off(person: Person, start: Start) -> None:
     """A filter that writes a `From ` line before the message, as formail(1) does, files none."""
     start(FILTER, "echo From ann Mon Jan 1; cat").deliver(Submit())
