@@ -1,7 +1,8 @@
-"""One message over SMTP to Postfix's own smtpd, or over LMTP to who keeps mail (RFC 5321, 2033, 6152, 6531).
+"""One message over SMTP to Postfix's own smtpd, or over LMTP to who keeps mail.
 
 Must never: take anything but a 250 at the end of the data for success, change a byte of a message but its line ends,
 or let an address leave its brackets.
+Standards: RFC 5321, 2033 (LMTP), 2920 (PIPELINING), 3030 (CHUNKING), 6152 (8BITMIME), 6531 (SMTPUTF8).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from milterapp.delivery.tasks import READ, WRITE, Task, Wait, alone, pause
 
@@ -26,6 +28,7 @@ __all__ = [
     "connect",
     "endpoint",
     "failure",
+    "gathered",
     "path",
     "send",
     "wire_form",
@@ -94,8 +97,11 @@ def path(address: str) -> bytes:
     return data
 
 
-def wire_form(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield a message as DATA takes it: lines end in CRLF, a leading dot is doubled, a lone dot ends it."""
+def wire_form(parts: Iterable[bytes], *, dots: bool = True) -> Iterator[bytes]:
+    """Yield a message as DATA takes it: lines end in CRLF, a leading dot is doubled, a lone dot ends it.
+
+    dots: without them, as BDAT does.
+    """
     at_start = True
     held = b""
     for part in parts:
@@ -105,10 +111,23 @@ def wire_form(parts: Iterable[bytes]) -> Iterator[bytes]:
         if not data:
             continue
         out = (data.replace(b"\r\n", b"\n") if b"\r" in data else data).replace(b"\n", b"\r\n")
-        stuffed = out.replace(b"\n.", b"\n..")
-        yield b"." + stuffed if at_start and out.startswith(b".") else stuffed
+        if dots:
+            stuffed = out.replace(b"\n.", b"\n..")
+            yield b"." + stuffed if at_start and out.startswith(b".") else stuffed
+        else:
+            yield out
         at_start = out.endswith(b"\n")
-    yield held + (b"" if at_start and not held else b"\r\n") + b".\r\n"
+    yield held + (b"" if at_start and not held else b"\r\n") + (b".\r\n" if dots else b"")
+
+
+def gathered(parts: Iterable[bytes]) -> bytes | Iterable[bytes]:
+    """Return a message in one piece, where it is small enough for one packet; else its parts, to be taken once."""
+    rest, found = iter(parts), b""
+    for part in rest:
+        found += part
+        if len(found) > _SEND:
+            return chain((found,), rest)
+    return found
 
 
 def endpoint(address: str) -> str | tuple[str, int]:
@@ -190,14 +209,23 @@ def _send(address: str, transaction: Transaction, parts: Iterable[bytes], timeou
         raise failure(address, error) from error
 
 
+def _queue_id(reply: Sequence[str]) -> str:
+    found = _QUEUED.search(" ".join(reply))
+    return found[1] if found else ""
+
+
 class Dialogue:
-    """A session. timeout: seconds for each step; accepted: whether the server took the sender of this transaction."""
+    """A session. timeout: seconds for each step.
+
+    accepted: whether the server took the sender of this transaction; uncertain: whether it may have taken the message,
+    and only its reply could tell.
+    """
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
         self._connection, self._timeout = connection, timeout
         self._buffer = b""
         self._offered: frozenset[str] = frozenset()
-        self.accepted = False
+        self.accepted = self.uncertain = False
 
     def greet(self, hello: bytes) -> Task[None]:
         """Begin. hello: EHLO or LHLO. Raises OSError or SmtpError."""
@@ -215,27 +243,48 @@ class Dialogue:
         with suppress(OSError):  # what the server has taken it has taken
             self._connection.close()
 
-    def run(self, sender: bytes, recipient: bytes, parts: Iterable[bytes], *, eight_bit: bool, last: bool) -> Task[str]:
-        """Send one message, and return its queue id. Whoever raises hangs up. last: take leave with it."""
-        self.accepted = False
+    def run(
+        self, sender: bytes, recipient: bytes, message: bytes | Iterable[bytes], *, eight_bit: bool, last: bool
+    ) -> Task[str]:
+        """Send one message, and return its queue id. Whoever raises hangs up. last: take leave with it.
+
+        message: of one piece is sent with the envelope where the server takes that; parts are not looked at before the
+        server has taken the envelope.
+        """
+        self.accepted = self.uncertain = False
         parameters = b" BODY=8BITMIME" if eight_bit and "8BITMIME" in self._offered else b""
         if not (sender.isascii() and recipient.isascii()) and "SMTPUTF8" in self._offered:
             parameters += b" SMTPUTF8"
         at_once = "PIPELINING" in self._offered
-        yield from self._begin((b"MAIL FROM:" + sender + parameters, b"RCPT TO:" + recipient), at_once=at_once)
+        envelope = (b"MAIL FROM:" + sender + parameters, b"RCPT TO:" + recipient)
+        if isinstance(message, bytes) and at_once and not last and "CHUNKING" in self._offered:
+            return (yield from self._run_at_once(envelope, message))
+        yield from self._begin(envelope, at_once=at_once)
         held = b""
-        for part in wire_form(parts):
+        for part in wire_form((message,) if isinstance(message, bytes) else message):
             held += part
             if len(held) >= _SEND:
                 yield from self._say(held)
                 held = b""
         yield from self._say(held + b"QUIT\r\n" if at_once and last else held)
-        reply = " ".join((yield from self._expect("250", _END_OF_DATA)))
+        reply = yield from self._expect("250", _END_OF_DATA)
         if last and not at_once:
             with suppress(OSError):  # the message is Postfix's already
                 self._connection.send(b"QUIT\r\n")
-        found = _QUEUED.search(reply)
-        return found[1] if found else ""
+        return _queue_id(reply)
+
+    def _run_at_once(self, envelope: Sequence[bytes], message: bytes) -> Task[str]:
+        """Say envelope and message in one packet, and hear the replies (RFC 3030 section 4.2).
+
+        What the server did not read to its end it did not take: then the connection is reset, and nothing is uncertain.
+        """
+        data = b"".join(wire_form((message,), dots=False))
+        yield from self._say(b"".join((*(one + b"\r\n" for one in envelope), b"BDAT %d LAST\r\n" % len(data), data)))
+        self.uncertain = True
+        for command in envelope:
+            yield from self._expect("250", command[:4].decode("ascii"))
+            self.accepted = True
+        return _queue_id((yield from self._expect("250", _END_OF_DATA)))
 
     def _begin(self, envelope: Sequence[bytes], *, at_once: bool) -> Task[None]:
         """Say the envelope and DATA, in one go where the server takes that (RFC 2920), and hear the replies.
@@ -277,6 +326,7 @@ class Dialogue:
             if line[3:4] != "-":
                 break
         if line[:3] != wanted:
+            self.uncertain = False
             kind = SenderError if (what, line[:3]) in _NO_SENDER else SmtpError
             if line[:1] == "5" and what in ("RCPT", _END_OF_DATA):
                 kind = FinalError
@@ -290,6 +340,9 @@ class Dialogue:
                 data = self._connection.recv(4096)
             except BlockingIOError:
                 continue
+            except ConnectionResetError:
+                self.uncertain = False
+                raise
             if not data:
                 raise SmtpError("the other end closed the connection")
             self._buffer += data

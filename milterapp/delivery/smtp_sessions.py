@@ -1,7 +1,8 @@
 """Sessions with Postfix's own smtpd, kept for a while: the next message needs no connection, greeting and new process.
 
-Must never: send a message twice (where a kept session fails before the server took the sender, nothing was sent), use
-one for two messages at a time, or keep one after anything but success.
+Must never: send a message twice (a kept session that fails is given up for a new one only where the server had not
+taken the sender, and cannot have taken the message), use one for two messages at a time, or keep one after anything but
+success.
 
 One is used for _AGE seconds and idle for _IDLE at most, so that a `postfix reload` counts soon and a stop waits for
 nobody. Only sessions with Postfix: who keeps mail over LMTP may bound them otherwise.
@@ -42,6 +43,7 @@ class Sessions:
         if address.startswith(smtp.LMTP):  # a host's name may have to be asked for, which blocks
             return (yield from elsewhere(partial(smtp.send, address, transaction, parts, timeout=self._timeout)))
         sender, recipient = transaction.envelope()
+        message = smtp.gathered(parts)
         session = self._take(address)
         while True:
             kept = session is not None
@@ -51,13 +53,13 @@ class Sessions:
                     now = time.monotonic()
                     session = _Session(dialogue, now, now)
                 found = yield from session.dialogue.run(
-                    sender, recipient, parts, eight_bit=transaction.eight_bit, last=False
+                    sender, recipient, message, eight_bit=transaction.eight_bit, last=False
                 )
             except BaseException as error:
                 if session is not None:
                     session.dialogue.close()
                     ended = isinstance(error, (ConnectionError, smtp.SmtpError))  # silence is none
-                    if kept and ended and not session.dialogue.accepted:
+                    if kept and ended and not (session.dialogue.accepted or session.dialogue.uncertain):
                         session = None
                         continue  # the server ended it meanwhile
                 if isinstance(error, (OSError, ValueError)):

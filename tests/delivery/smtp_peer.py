@@ -23,7 +23,9 @@ class SmtpPeer:
     """Serves any number of sessions at once.
 
     refuse: what to answer instead of taking a message; refuse_sender: what to answer to any sender but the null one.
-    once: hang up after a message. sessions: how many there were; left: how many ended with QUIT.
+    once: hang up after a message; chunking: offer CHUNKING; dies: at the next message, hang up without a reply,
+    "unread", when it has begun to come, or "mute", when all of it has. sessions: how many there were; left: how many
+    ended with QUIT.
     """
 
     address: str
@@ -32,6 +34,8 @@ class SmtpPeer:
     refuse_sender: str = ""
     silent: threading.Event | None = None
     once: bool = False
+    chunking: bool = False
+    dies: str = ""
     sessions: int = 0
     left: int = 0
 
@@ -59,7 +63,8 @@ class SmtpPeer:
 
     def _session(self, lines: socket.SocketIO) -> None:
         def say(text: str) -> None:
-            lines.write(text.encode() + b"\r\n")
+            if self.dies != "mute":
+                lines.write(text.encode() + b"\r\n")
 
         self.sessions += 1
         said: dict[str, str] = {}
@@ -68,13 +73,17 @@ class SmtpPeer:
             word = line[:4].upper()
             said[word] = line.rstrip("\r\n")
             if word in ("EHLO", "LHLO"):
-                say("250-localhost\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8")
-            elif word == "DATA":
-                say("354 go on")
-                data = b""
-                while (piece := lines.readline()) not in (b".\r\n", b""):
-                    data += piece.removeprefix(b".")
-                if not piece:
+                chunking = "250-CHUNKING\r\n" if self.chunking else ""
+                say(f"250-localhost\r\n250-PIPELINING\r\n{chunking}250-8BITMIME\r\n250 SMTPUTF8")
+            elif word == "BDAT" and self._refuses(said.get("MAIL", "")):
+                self._whole(lines, line)
+                say("503 5.5.1 Error: need MAIL command")
+            elif word in ("DATA", "BDAT"):
+                if word == "DATA":
+                    say("354 go on")
+                data = self._undotted(lines) if word == "DATA" else self._whole(lines, line)
+                dies, self.dies = self.dies, ""
+                if data is None or dies:
                     return  # as a real one: what was not ended is not taken
                 if self.silent is not None:
                     self.silent.wait(10)
@@ -86,13 +95,37 @@ class SmtpPeer:
                 say(f"250 2.0.0 Ok: queued as {queue_id}")
                 if self.once:
                     return
-            elif word == "MAIL" and self.refuse_sender and not said[word].startswith("MAIL FROM:<>"):
+            elif word == "MAIL" and self.dies == "unread":
+                self.dies = ""
+                return
+            elif word == "MAIL" and self._refuses(said[word]):
                 say(self.refuse_sender)
             elif word == "QUIT":
                 self.left += 1
                 return
             else:
                 say("250 2.1.0 Ok")
+
+    def _refuses(self, mail: str) -> bool:
+        return bool(self.refuse_sender) and not mail.startswith("MAIL FROM:<>")
+
+    @staticmethod
+    def _undotted(lines: socket.SocketIO) -> bytes | None:
+        """Return what stands before the lone dot, None where none comes."""
+        data = b""
+        while (piece := lines.readline()) not in (b".\r\n", b""):
+            data += piece.removeprefix(b".")
+        return data if piece else None
+
+    @staticmethod
+    def _whole(lines: socket.SocketIO, command: str) -> bytes | None:
+        """Return the one chunk, None where it ends too soon."""
+        words = command.split()
+        data, size = b"", int(words[1])
+        assert words[2] == "LAST"
+        while len(data) < size and (piece := lines.read(size - len(data))):
+            data += piece
+        return data if len(data) == size else None
 
     def close(self) -> None:
         """End it."""

@@ -315,3 +315,4 @@ def test_the_wire_form_is_independent_of_the_pieces(parts: list[bytes]) -> None:
     back = re.sub(rb"(?m)^\.", b"", body).replace(b"\r\n", b"\n")
     plain = whole.replace(b"\r\n", b"\n")
     assert back == (plain if plain.endswith(b"\n") or not plain else plain + b"\n")
+    assert b"".join(wire_form(parts, dots=False)) == back.replace(b"\n", b"\r\n")

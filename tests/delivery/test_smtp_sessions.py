@@ -29,10 +29,10 @@ def sessions() -> Iterator[Sessions]:
     made.close()
 
 
-@pytest.fixture
-def peer(tmp_path: Path) -> Iterator[SmtpPeer]:
-    """Give a server."""
-    made = SmtpPeer(str(tmp_path / "smtp"))
+@pytest.fixture(params=[False, True], ids=["DATA", "BDAT"])
+def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmtpPeer]:
+    """Give a server, one without and one with CHUNKING."""
+    made = SmtpPeer(str(tmp_path / "smtp"), chunking=request.param)
     yield made
     made.close()
 
@@ -50,6 +50,38 @@ def test_a_session_that_the_server_ended(peer: SmtpPeer, sessions: Sessions) -> 
     assert [sent(sessions, peer.address, MAIL, iter([b"%d\n" % one])) for one in range(3)] == ["4Q0", "4Q1", "4Q2"]
     assert [one.data for one in peer.taken] == [b"0\r\n", b"1\r\n", b"2\r\n"]
     assert peer.sessions == 3
+
+
+@pytest.mark.parametrize(
+    ("dies", "taken"),
+    [pytest.param("unread", [b"0\r\n", b"1\r\n" * 9000], id="unread"), pytest.param("mute", [b"0\r\n"], id="read")],
+)
+def test_a_server_that_dies_with_a_message(tmp_path: Path, sessions: Sessions, dies: str, taken: list[bytes]) -> None:
+    """What the end of a kept session left unread goes over a new one; what may have been taken goes by none."""
+    peer = SmtpPeer(str(tmp_path / "smtp"), chunking=True)
+    try:
+        sent(sessions, peer.address, MAIL, [b"0\n"])
+        peer.dies = dies
+        if len(taken) == 2:
+            assert sent(sessions, peer.address, MAIL, [b"1\n" * 9000]) == "4Q1"
+        else:
+            with pytest.raises(smtp.SmtpError, match="closed the connection"):
+                sent(sessions, peer.address, MAIL, [b"1\n" * 9000])
+        assert [one.data for one in peer.taken] == taken
+    finally:
+        peer.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 200_000])
+def test_a_message_of_any_size(peer: SmtpPeer, sessions: Sessions, size: int) -> None:
+    """In one chunk or in many packets, a message arrives as it is, a line of a dot and all."""
+    message = (b".\n..\nhello\r\n" * (size // 12 + 1))[:size]
+    for _ in range(2):
+        sent(sessions, peer.address, MAIL, [message[:100], message[100:]])
+    wanted = message.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    wanted += b"" if wanted.endswith(b"\r\n") or not wanted else b"\r\n"
+    assert [one.data for one in peer.taken] == [wanted, wanted]
+    assert peer.sessions == 1
 
 
 def _refuse(peer: SmtpPeer) -> None:

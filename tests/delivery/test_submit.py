@@ -47,7 +47,8 @@ class World:
     policy: SubmitPolicy | None = None
 
     def __post_init__(self) -> None:
-        self.hand_back, self.send = SmtpPeer(str(self.folder / "back")), SmtpPeer(str(self.folder / "send"))
+        self.hand_back = SmtpPeer(str(self.folder / "back"), chunking=True)
+        self.send = SmtpPeer(str(self.folder / "send"))
         state = self.folder / "state"
         self.policy = SubmitPolicy(str(state), self.hand_back.address, self.send.address, timeout=5)
         self._connections: list[socket.socket] = []
