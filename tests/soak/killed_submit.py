@@ -49,7 +49,11 @@ class SubmitCase:
         self._folder = Path(tempfile.mkdtemp(prefix="milterapp-soak-"))
         self._folder.chmod(0o755)
         (self._folder / "postfix").mkdir()
-        self._peers = {name: SmtpPeer(str(self._folder / "postfix" / name)) for name in ("hand-back", "send")}
+        place = self._folder / "postfix"
+        self._peers = {
+            "hand-back": SmtpPeer(str(place / "hand-back"), chunking=True),
+            "send": SmtpPeer(str(place / "send")),
+        }
         for peer in self._peers.values():
             os.chmod(peer.address, 0o666)
         own = SubmitSettings(
