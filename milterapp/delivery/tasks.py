@@ -11,6 +11,7 @@ descriptors.
 from __future__ import annotations
 
 import _thread
+import errno
 import heapq
 import select
 import socket
@@ -24,7 +25,10 @@ __all__ = ["ENDED", "READ", "WRITE", "Task", "Tasks", "Wait", "alone", "elsewher
 
 READ, WRITE, ENDED = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP  # poll(2) has the same numbers
 FOREVER = float("inf")
+_NOTHING = frozenset({errno.EBADF, errno.EPERM})  # no descriptor, or one of a file: nothing will ever be heard of it
 _LOOK = 1.0  # seconds between two looks at who waits for too long
+_AGAIN = 0.05  # seconds until what the kernel had no room for is tried again
+_MOST_FAULTS = 200  # of epoll_wait(2) in a row: then the service had better be started anew
 
 T = TypeVar("T")
 
@@ -60,6 +64,7 @@ class Tasks:
         self._numbers = count()
         self._looks_at = 0.0
         self._timed = False  # whether anything may wait for too long
+        self._faults = 0
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._pausing) + len(self._ready)
@@ -77,7 +82,7 @@ class Tasks:
             seconds = min(seconds, max(0.0, self._pausing[0][0] - now))
         if self._timed:
             seconds = min(seconds, _LOOK)
-        for fd, events in self._epoll.poll(seconds):
+        for fd, events in self._events(seconds):
             found = self._waiting.pop(fd, None)
             if found is not None:
                 self._step(found[0], events)
@@ -89,6 +94,19 @@ class Tasks:
         if now >= self._looks_at:
             self._looks_at = now + _LOOK
             self._look(now)
+
+    def _events(self, seconds: float) -> list[tuple[int, int]]:
+        """Return what has happened. One fault ends no service: some task may wait for what must not be missed."""
+        try:
+            found = self._epoll.poll(seconds)
+        except OSError:
+            self._faults += 1
+            if self._faults > _MOST_FAULTS:
+                raise
+            time.sleep(_AGAIN)
+            return []
+        self._faults = 0
+        return found
 
     def close(self) -> None:
         """End every task where it stands."""
@@ -128,10 +146,12 @@ class Tasks:
         else:
             self._watch(task, wait)
 
-    def _watch(self, task: Task[None], wait: Wait) -> None:
-        """Hear of the descriptor once. A number may be another's by now: so nothing is remembered of it."""
-        self._waiting[wait.fd] = task, time.monotonic() + wait.seconds
-        self._timed = self._timed or wait.seconds != FOREVER
+    def _watch(self, task: Task[None], wait: Wait, until: float = 0.0) -> None:
+        """Hear of the descriptor once. A number may be another's by now: so nothing is remembered of it.
+
+        Where the kernel has no room to watch it, that passes: who has sent a message must hear what became of it.
+        """
+        until = until or time.monotonic() + wait.seconds
         events = wait.events | select.EPOLLONESHOT
         try:
             try:
@@ -139,8 +159,26 @@ class Tasks:
             except FileNotFoundError:
                 self._epoll.register(wait.fd, events)
         except OSError as error:
-            del self._waiting[wait.fd]
-            self._step(task, error=error)
+            if error.errno in _NOTHING:
+                self._step(task, error=error)
+            elif time.monotonic() >= until:
+                self._step(task, error=TimeoutError("timed out"))
+            else:
+                again = self._later(task, wait, until)
+                next(again)
+                heapq.heappush(self._pausing, (time.monotonic() + _AGAIN, next(self._numbers), again))
+            return
+        self._waiting[wait.fd] = task, until
+        self._timed = self._timed or wait.seconds != FOREVER
+
+    def _later(self, task: Task[None], wait: Wait, until: float) -> Task[None]:
+        """Watch for a task, in a while; ended before, it ends the task."""
+        try:
+            yield None
+        except GeneratorExit:
+            task.close()
+            raise
+        self._watch(task, wait, until)
 
 
 def alone(task: Task[T]) -> T:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
 import threading
 import time
@@ -169,6 +171,55 @@ def test_what_cannot_be_watched(tasks: Tasks) -> None:
     assert not tasks
 
 
+class _Faulty:
+    """An epoll that fails so often, at one of its calls, with a real one behind it."""
+
+    def __init__(self, call: str, times: int) -> None:
+        self._real = select.epoll()
+        self._call, self._times = call, times
+
+    def __getattr__(self, name: str) -> object:
+        if name == self._call and self._times:
+            self._times -= 1
+            return self._fail
+        return getattr(self._real, name)
+
+    @staticmethod
+    def _fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+@pytest.mark.parametrize("call", ["poll", "modify", "register"])
+@pytest.mark.parametrize(("times", "heard"), [(3, [b"x"]), (10_000, ["timed out"])], ids=["passes", "stays"])
+def test_what_the_kernel_has_no_room_for(
+    monkeypatch: pytest.MonkeyPatch, ends: tuple[socket.socket, socket.socket], call: str, times: int,
+    heard: list[object],
+) -> None:  # fmt: skip
+    """A call that fails for a while costs only that while; one that fails for ever is told, or ends the service."""
+    monkeypatch.setattr(module, "_AGAIN", 0.01)
+    monkeypatch.setattr(module, "_MOST_FAULTS", 20)
+    tasks = Tasks()
+    found: list[object] = []
+    monkeypatch.setattr(tasks, "_epoll", _Faulty(call, times))
+
+    def waits() -> Task[None]:
+        try:
+            yield Wait(ends[0].fileno(), seconds=0.2)
+            found.append(ends[0].recv(10))
+        except TimeoutError as error:
+            found.append(str(error))
+
+    ends[1].send(b"x")
+    tasks.start(waits())
+    if (call, times) == ("poll", 10_000):
+        with pytest.raises(OSError, match="Cannot allocate"):
+            until(tasks, lambda: found)
+    else:
+        until(tasks, lambda: found)
+        assert found == heard
+    tasks.close()
+
+
 def test_the_end_of_all(ends: tuple[socket.socket, socket.socket]) -> None:
     """Closed, each task ends where it stands, and cleans up."""
     ended: list[str] = []
@@ -184,9 +235,11 @@ def test_the_end_of_all(ends: tuple[socket.socket, socket.socket]) -> None:
     tasks.start(stands("waits", Wait(ends[0].fileno())))
     tasks.start(stands("pauses", Wait(-1, 0, 30)))
     tasks.start(stands("goes on", None))
+    tasks._epoll = _Faulty("modify", 1)  # type: ignore[assignment]  # whose calls do not fail by themselves
+    tasks.start(stands("is to be watched", Wait(ends[1].fileno())))
     tasks.turn(0)
     tasks.close()
-    assert sorted(ended) == ["goes on", "pauses", "waits"]
+    assert sorted(ended) == ["goes on", "is to be watched", "pauses", "waits"]
 
 
 def _fails() -> str:
