@@ -56,6 +56,11 @@ def _settings(folder: Path) -> str:
     return json.dumps(settings)
 
 
+def _uid(pid: int) -> int:
+    """Return as whom a process runs; of one that is not dumpable the folder in /proc does not tell."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("\nUid:\t")[2].split()[0])
+
+
 @pytest.fixture(scope="module")
 def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
     """Take over every process, once; give what each tried, and what came of it."""
@@ -72,6 +77,7 @@ def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
     folder.chmod(0o1777)
     roles = ("milter", "worker", "monitor", "resolver", "zygote", "agent", "submit", "script")
     pids = {role: host.pids(role)[0] for role in roles}
+    pids["agent"] = next(pid for pid in host.pids("agent") if _uid(pid) == pwd.getpwnam("alice").pw_uid)
     pids |= {"postfix": processes.master(), "lmtp": host._services["lmtp"].pid}
     setuid = folder / "head"
     shutil.copy("/usr/bin/head", setuid)
