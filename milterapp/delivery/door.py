@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
@@ -60,6 +61,8 @@ def callers(
     while True:
         if full():
             yield from pause(_FULL)
+            if _ended(listener):
+                return
             continue
         try:
             connection, _ = listener.accept()
@@ -71,6 +74,13 @@ def callers(
             yield from pause(_FAULT)
         else:
             begin(connection)
+
+
+def _ended(listener: socket.socket) -> bool:
+    """Tell whether a listener was shut down."""
+    poll = select.poll()
+    poll.register(listener, 0)
+    return bool(poll.poll(0))
 
 
 def _clear(path: str, kind: int) -> None:

@@ -234,7 +234,7 @@ class Postman:
 
         sendmail(1) lets anything be a sender, and local(8) delivers it; no notice could reach such a one anyway.
         """
-        transaction = smtp.Transaction(sender, recipient, eight_bit=_eight_bit(message))
+        transaction = smtp.Transaction(sender, recipient, eight_bit=(yield from _eight_bit(message)))
         try:
             return (yield from self._sessions.send(door, transaction, chain((first,), sealed.chunks(message))))
         except (smtp.SenderError, smtp.AddressError):
@@ -390,5 +390,11 @@ def _message(held: Held, request: wire.Datagram) -> int:
     return request.descriptors[0] if request.descriptors else held.message
 
 
-def _eight_bit(message: int) -> bool:
-    return any(not chunk.isascii() for chunk in sealed.chunks(message))
+def _eight_bit(message: int) -> Task[bool]:
+    """Return whether it holds bytes above 127; a large one is looked through in turns with what else there is to do."""
+    for number, chunk in enumerate(sealed.chunks(message)):
+        if number:
+            yield None
+        if not chunk.isascii():
+            return True
+    return False

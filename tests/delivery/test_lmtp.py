@@ -323,6 +323,18 @@ def test_no_answer_in_time(world: World, tmp_path: Path) -> None:
     world.monitor.gate.set()
 
 
+def test_a_full_door_stops_too(tmp_path: Path) -> None:
+    """With every place taken by clients that say nothing, a stop waits for none of them."""
+    world = World(tmp_path, connections=1)
+    try:
+        world.client()
+        world.stop()
+        world.thread.join(10)
+        assert not world.thread.is_alive()
+    finally:
+        world.close()
+
+
 def test_a_stop_answers_what_is_under_way(world: World) -> None:
     """After SIGTERM a message under way is answered, another is not begun, and then all are hung up on."""
     world.monitor.gate = threading.Event()

@@ -636,6 +636,20 @@ def test_a_request_under_way_is_not_begun_twice(world: World) -> None:
     assert len(world.hand_back.taken) == 1
 
 
+@pytest.mark.parametrize("size", [1, 500_000], ids=["small", "large"])
+def test_who_waits_for_postfix_holds_up_nobody(world: World, size: int) -> None:
+    """While one message waits for Postfix to take it, however much of it is still to be sent, another goes through."""
+    world.hand_back.silent = threading.Event()
+    first = world.bound(b"x" * size)
+    wire.send(first, "KEEP", {})
+    while not world.postman._under_way:
+        time.sleep(0.01)
+    assert ask(world.bound(queue_id="4B"), "FORWARD", to="c@example.org", step="0") == ("DONE", "4Q0")
+    assert world.hand_back.taken == []
+    first.close()
+    world.hand_back.silent.set()
+
+
 def test_one_user_cannot_hold_all_connections(world: World) -> None:
     """A taken-over agent that keeps its connections loses further ones itself; other people's mail goes on."""
     kept = [world.bound(queue_id=f"4H{number}") for number in range(8)]
