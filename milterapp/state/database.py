@@ -85,6 +85,7 @@ class Database:
         run = self._connection.execute
         self._write_ahead()
         run(f"PRAGMA synchronous={self._synchronous}")
+        run("PRAGMA temp_store=MEMORY")  # else SQLite would make files in /tmp, where an agent may not
         found = run("PRAGMA user_version").fetchone()[0]
         if found == version:
             return
