@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from milterapp.delivery import ways
 from milterapp.state.conversations import Conversations, Output
 
 __all__ = ["folder_of", "write_all"]
@@ -74,11 +75,11 @@ def _write(one: Output, home: int, path: str) -> None:
 @contextmanager
 def _opened(home: int, absolute: bool, levels: list[str], *, make: bool) -> Iterator[int | None]:  # noqa: FBT001
     """Give a descriptor of a folder, made where it is missing; None where it is, and none is to be made."""
-    here = os.open("/", _FOLDER) if absolute else os.dup(home)
+    if not {".", ".."}.isdisjoint(levels):
+        raise OSError(errno.ENOTDIR, "no '.' or '..' in the output folder's path")
+    here, missing = ways.opened(levels) if absolute else (os.dup(home), levels)
     try:
-        for level in levels:
-            if level in (".", ".."):
-                raise OSError(errno.ENOTDIR, "no '.' or '..' in the output folder's path")
+        for level in missing:
             try:
                 there = os.open(level, _FOLDER, dir_fd=here)
             except FileNotFoundError:

@@ -225,8 +225,7 @@ class RuleFile:
     @contextmanager
     def _folder(self, home: int) -> Iterator[tuple[int, str]]:
         """Give the rule file's folder, and what is wrong with it or a folder above it, "" for nothing."""
-        # Folders on the way from `/` are passed, not read: a confined agent may not.
-        way = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC if self._absolute else _FOLDER
+        way = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC  # passed, not read: outside of the home an agent may not
         here = os.open("/", way) if self._absolute else os.dup(home)
         try:
             fault = self._folder_fault(os.fstat(here), "/" if self._absolute else "the home")

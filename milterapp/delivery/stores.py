@@ -21,6 +21,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from milterapp.delivery import ways
+
 __all__ = ["Maildir", "Name", "NoFolderError", "folder_name", "one_line", "stamped"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -84,17 +86,16 @@ class Maildir:
 
     def _open(self, folder: Sequence[str], held: list[int], *, create: bool) -> list[int]:
         """Return descriptors of tmp, new and cur of the folder, made where they are missing. held: what to close."""
-        here = self.home
+        here, made = self.home, False
+        levels: Sequence[str] = ways.levels_of(self.path)
+        if ".." in levels:
+            raise OSError(errno.EINVAL, "a Maildir's path must not hold '..'")
         if self.path.startswith("/"):
-            here = os.open("/", _FOLDER)
+            here, levels = ways.opened(levels)
             held.append(here)
-        made = False
-        for level in self.path.split("/"):
-            if level not in ("", "."):
-                if level == "..":
-                    raise OSError(errno.EINVAL, "a Maildir's path must not hold '..'")
-                here, made = _enter(here, level)
-                held.append(here)
+        for level in levels:
+            here, made = _enter(here, level)
+            held.append(here)
         if made:
             for part in _PARTS:  # the inbox is whole before any folder of it
                 os.close(_enter(here, part)[0])
