@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
-from milterapp.delivery import filtered, notice, record, refusals, sealed, wire
+from milterapp.delivery import fenced, filtered, notice, record, refusals, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral, waiting
 from milterapp.delivery.filtered import Filtered
@@ -62,7 +62,7 @@ def serve(control: socket.socket, settings: AgentSettings, home: str, user: str,
     """Serve jobs over the control socket until its end, then exit. The caller has dropped and verified the ids.
 
     programs: the descriptor of the connection to a runner, -1 for none; without its runner an agent ends as well,
-    and where the home could not be opened: another may be in its place, which a confined agent will never reach.
+    and where the home could not be opened, or is another by now: this one will never reach it.
     What waits too long is killed by the monitor; SIGALRM, a little later, is for where the monitor is gone.
     """
     os.umask(0o077)
@@ -138,6 +138,8 @@ class Agent:
             self._scripts.end()
             self._line = submit.rest()
             os.close(message)
+        if answer.status == "defer" and fenced.moved():
+            self.homeless = True
         event["programs"] = list(self.programs.runs)
         event["seconds"] = round(time.monotonic() - start, 4)
         event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}

@@ -21,11 +21,11 @@ from milterapp.delivery import landlock, linux, seccomp
 from milterapp.delivery.seccomp import _ALLOW, _EQUAL, _REFUSE, _RETURN, _argument, _do, _head, _jump, _where
 from milterapp.delivery.syscalls import number
 
-__all__ = ["LEAST_ABI", "SYSTEM", "confine", "confined_filter", "missing"]
+__all__ = ["DEVICES", "LEAST_ABI", "SYSTEM", "confine", "confined_filter", "missing", "python"]
 
 LEAST_ABI = {"full": 6, "good": 2, "basic": 2}  # of Landlock, by delivery.sandbox; 1 has no link(2) between folders
 SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/sbin", "/usr")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _NEVER = tuple(
     " ".join((
         "chmod fchmodat fchmodat2 chown lchown fchownat utime utimes futimesat utimensat truncate",
@@ -49,18 +49,23 @@ def missing(floor: str) -> str:
     )
 
 
+def python() -> set[str]:
+    """Return the folders of Python's code and of ours, which every agent reads."""
+    ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return {sys.prefix, sys.base_prefix, ours, *(one for one in sys.path if one)}
+
+
 def confine(home: str, readable: Iterable[str] = (), writable: Iterable[str] = ()) -> None:
     """Let this process, and all that come of it, open nothing but the home and what all may read, for ever.
 
     readable, writable: folders more, the site's. Raises OSError or ValueError: then the process must end.
     """
-    python = {sys.prefix, sys.base_prefix, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}
-    system = [*SYSTEM, *readable, *python, *(one for one in sys.path if one)]
+    system = [*SYSTEM, *readable, *python()]
     real = os.path.realpath(home)
     for one in system:
         if f"{real}/".startswith(f"{os.path.realpath(one).rstrip('/')}/"):
             raise ValueError(f"the home lies below {one}, where every recipient may read")
-    if landlock.restrict((), executable=system, writable=(home, *writable, *_DEVICES)) < min(LEAST_ABI.values()):
+    if landlock.restrict((), executable=system, writable=(home, *writable, *DEVICES)) < min(LEAST_ABI.values()):
         raise OSError("no wall between recipients: this kernel's Landlock is too old, or turned off")
     seccomp.install(confined_filter())
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from milterapp.delivery import client, event, linux, received, runner, sealed, seccomp, smtp, wire, zygote
+from milterapp.delivery import client, event, fenced, linux, received, runner, sealed, seccomp, smtp, wire, zygote
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.requests import ANSWER, REQUESTS, printable
 
@@ -149,6 +149,7 @@ class _Courier:
             own, programs = AgentSettings.from_site(self._settings), -1
             if own.programs:  # before this process loses the right to execute; it goes when this one goes
                 programs = runner.beside(own.programs, user.pw_dir, user.pw_name, keep=4)
+            fenced.Reach.of(own).fence(user.pw_dir)
             seccomp.install(seccomp.agent())
             agent.serve(socket.socket(fileno=3), own, user.pw_dir, user.pw_name, programs)
         finally:

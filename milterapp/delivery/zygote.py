@@ -6,7 +6,7 @@ site's floors (seccomp refuses it too), have a thread.
 SECURITY: it holds CAP_SETUID and CAP_SETGID, as the monitor does, and parses two datagrams of numbers. A child gives
 up ids, groups, capabilities and descriptors, and proves it, before the first line of code that knows of mail runs.
 Where the site allows programs, the child, with its final ids, forks `runner` before it loses the right to execute.
-Where several homes have one uid, it is `confined` to its own before that.
+Where several homes have one uid, it is `confined` to its own before that; any other is `fenced` behind it.
 It has no CAP_KILL: an agent is killed by a child that takes the agent's uid first.
 """
 
@@ -25,7 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from milterapp.delivery import confined, kinds, linux, runner, seccomp, wire
+from milterapp.delivery import confined, fenced, kinds, linux, runner, seccomp, wire
+from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.event import Log
 
 __all__ = ["LIMITS", "PROGRAMS", "Floors", "Zygote", "main", "start"]
@@ -46,7 +47,7 @@ _FAILED = 75  # a child's status where the drop failed
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Serve = Callable[[socket.socket, str, str], None]  # control, home, user; runs in the child, after the drop
-Wall = Callable[[str], None]  # home: builds the wall around a process of one of several homes
+Wall = Callable[[str], None]  # home: builds the wall around a process that is to reach that home alone
 Beside = Callable[[str, str], int]  # home, user: forks what starts that user's programs, returns the connection to it
 
 
@@ -77,11 +78,11 @@ class Zygote:
     """The loop: spawn and kill as the monitor asks, tell it who ended."""
 
     def __init__(
-        self, control: socket.socket, floors: Floors, serve: Serve, log: Log, beside: Beside | None = None,
-        wall: Wall = confined.confine,
+        self, control: socket.socket, floors: Floors, serve: Serve, log: Log, *, beside: Beside | None, wall: Wall,
+        fence: Wall,
     ) -> None:  # fmt: skip
         self._control, self._floors, self._serve, self._log, self._beside = control, floors, serve, log, beside
-        self._wall = wall
+        self._wall, self._fence = wall, fence
         self._children: dict[int, tuple[int, int]] = {}  # pid to uid and gid
         self._errands: set[int] = set()  # children that only kill
         self._wake, self._woken = socket.socketpair()
@@ -160,10 +161,16 @@ class Zygote:
             os._exit(_FAILED)
 
     def _before(self, kind: str, home: str, name: str) -> int:
-        """Build the wall where there must be one, with the final ids, and fork what starts programs; as `drop` says."""
+        """Build the wall or the fence, with the final ids, and fork what starts programs; as `drop` says.
+
+        The wall holds for the programs too, the fence for the agent alone.
+        """
         if kind == "CONFINE":
             self._wall(home)
-        return self._beside(home, name) if self._beside else -1
+        programs = self._beside(home, name) if self._beside else -1
+        if kind != "CONFINE":
+            self._fence(home)
+        return programs
 
     def _kill(self, datagram: wire.Datagram) -> None:
         """Kill an agent and its process group, as its uid.
@@ -238,8 +245,8 @@ class Zygote:
 def drop(uid: int, gid: int, control: int, beside: Callable[[], int] = lambda: -1) -> None:
     """Give up everything but these ids and one descriptor, which becomes 3. Raises: then the process must end.
 
-    beside: what forks a process before this one loses its right to execute, and returns a descriptor, which becomes
-    PROGRAMS, or -1.
+    beside: what takes away the more that an agent's ids would reach, before it forks a process while this one may still
+    execute, or after; it returns a descriptor, which becomes PROGRAMS, or -1.
     """
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
@@ -251,13 +258,13 @@ def drop(uid: int, gid: int, control: int, beside: Callable[[], int] = lambda: -
     linux.become(uid, gid)
     linux.undumpable()
     linux.limit(LIMITS)
+    os.chdir("/")
     programs = beside()
     if programs >= 0 and programs != PROGRAMS:
         os.dup2(programs, PROGRAMS, inheritable=False)
         os.close(programs)
     seccomp.install(seccomp.agent())
     os.umask(0o077)
-    os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
@@ -283,12 +290,13 @@ def start(argv: list[str], load: Callable[[Mapping[str, Any]], Serve]) -> int:
     gc.freeze()  # what is here stays shared with the agents
     programs = settings.get("programs")
     readable, writable = _shared(settings)
+    reach = fenced.Reach.of(AgentSettings.from_site(settings))
     with socket.socket(fileno=3) as control:
         try:
             Zygote(
                 control, floors, serve, log,
-                (lambda home, name: runner.beside(programs, home, name, keep=PROGRAMS)) if programs else None,
-                lambda home: confined.confine(home, readable, writable),
+                beside=(lambda home, name: runner.beside(programs, home, name, keep=PROGRAMS)) if programs else None,
+                wall=lambda home: confined.confine(home, readable, writable), fence=reach.fence,
             ).run()  # fmt: skip
         except (wire.WireError, OSError) as error:
             log("error", "stopped", error=str(error))

@@ -17,6 +17,7 @@ from typing import Any
 from milterapp.delivery import runner, sealed, wire
 from milterapp.delivery.agent import serve
 from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.fenced import Reach
 from milterapp.delivery.requests import ANSWER, REQUESTS
 
 UID = 20001
@@ -129,7 +130,9 @@ class AgentProcess:
                 place = home or str(person.home)
                 programs = settings.get("programs")
                 runs = runner.beside(programs, place, "bob", keep=4) if programs else -1
-                serve(socket.socket(fileno=3), AgentSettings(**settings), place, "bob", runs)
+                own = AgentSettings(**settings)
+                Reach.of(own).fence(place)
+                serve(socket.socket(fileno=3), own, place, "bob", runs)
             finally:
                 os._exit(99)
         child.close()

@@ -42,6 +42,12 @@ def test_an_account_without_a_home_keeps(start: Start) -> None:
     assert submit.kinds == ["KEEP"]
 
 
+def in_its_place(home: Path, make: Callable[[Path], object]) -> None:
+    """Put something else where a home was."""
+    home.rename(f"{home}.away")
+    make(home)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -49,12 +55,15 @@ def test_an_account_without_a_home_keeps(start: Start) -> None:
         pytest.param(lambda home: os.chown(home, UID + 1, UID), "another user", id="foreign"),
         pytest.param(lambda home: os.chmod(home, 0o1700), "sticky", id="sticky"),
         pytest.param(lambda home: os.chmod(home, 0), "Permission denied", id="closed"),
+        pytest.param(lambda home: in_its_place(home, os.mkfifo), "Not a directory", id="a FIFO"),
+        pytest.param(lambda home: in_its_place(home, Path.touch), "Not a directory", id="a file"),
+        pytest.param(lambda home: in_its_place(home, lambda at: at.symlink_to("no")), "No such file", id="a dead link"),
     ],
 )
 def test_a_home_that_cannot_be_used_defers(
     person: Person, start: Start, change: Callable[[Path], None], why: str
 ) -> None:
-    """A home that is missing, foreign, sticky or closed defers the mail; nothing is asked of submit."""
+    """A home that is missing, foreign, sticky, closed or no folder defers the mail; nothing is asked of submit."""
     person.write(FILE)
     os.chmod(person.home, 0o755)
     change(person.home)
