@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from milterapp.delivery import agent, direct, linux, wire
+from milterapp.delivery import agent, direct, fenced, linux, wire
 from milterapp.delivery.requests import JOB
 from milterapp.settings import DeliverySettings, Settings
 from tests.delivery.inside import error_of, inside
@@ -142,7 +142,10 @@ def test_keep_over_lmtp() -> None:
 
 @pytest.mark.root
 def test_the_rules_run_in_an_agents_sandbox() -> None:
-    """Who takes over the child in which rules run finds no socket, no program, no other id, and no descriptor."""
+    """Who takes over the child in which rules run finds no socket, no program, no other id, no descriptor, no file.
+
+    No file outside of the home: what this uid may read and write besides is as far away as in any agent.
+    """
 
     def probe(control: socket.socket, _settings: object, _home: str, _user: str, _programs: int) -> None:
         job = wire.receive(control, JOB, descriptors=(2,))
@@ -153,6 +156,8 @@ def test_the_rules_run_in_an_agents_sandbox() -> None:
             "program": lambda: os.execv("/bin/true", ["true"]),
             "ids": lambda: os.setresuid(20001, 20001, 20001),
             "namespace": _user_namespace,
+            "read": lambda: open(f"{outside}/file").close(),
+            "make": lambda: open(f"{outside}/made", "w").close(),
         }
         said = [f"{name}:{error_of(act)}" for name, act in tries.items()]
         said += [f"dumpable:{linux.prctl(3)}", f"open:{len(os.listdir('/proc/self/fd')) - 1}"]
@@ -169,7 +174,11 @@ def test_the_rules_run_in_an_agents_sandbox() -> None:
         os.close(writer)
         return direct.deliver(settings, GIVEN, reader)[1].decode()
 
-    assert inside(run) == "4.3.0 socket:1 program:1 ids:1 namespace:1 dumpable:0 open:4"
+    with tempfile.TemporaryDirectory(prefix="milterapp-direct-") as outside:
+        os.chmod(outside, 0o777)
+        Path(outside, "file").touch()
+        files = "read:0 make:0" if linux.landlock_abi() < fenced.LEAST else "read:13 make:13"
+        assert inside(run) == f"4.3.0 socket:1 program:1 ids:1 namespace:1 {files} dumpable:0 open:4"
 
 
 def _user_namespace() -> None:

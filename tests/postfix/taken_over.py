@@ -34,6 +34,7 @@ _CALLS = {
 }
 _NUMBERS = _CALLS[os.uname().machine]
 ALICE, BOB, CAROL = "alice", "bob", "carol"
+AGENTS = ("agent", "program", "program with the network")  # what an agent tells of: itself, and what it starts
 
 
 def word(act: Callable[[], object]) -> str:
@@ -152,6 +153,9 @@ def probe(targets: Mapping[str, Any]) -> dict[str, str]:
         "Postfix's queue": word(lambda: os.listdir("/var/spool/postfix/active")),
         "the place of the monitor's socket": word(in_the_monitors_place),
         "to listen": word(lambda: listen(f"/tmp/listen-{own}")),
+        "a file in /tmp": word(lambda: write(f"/tmp/from-{own}")),
+        "a file where programs may write": word(lambda: write(f"{targets['written']}/from-{own}")),
+        "what all may read of bob": word(lambda: read("/home/bob/public")),
         "the network": word(lambda: connect(socket.SOCK_STREAM, ("127.0.0.1", 25))),
         "a program": in_child(lambda: os.execv("/bin/true", ["true"])),
         "a new process": in_child(lambda: None),
@@ -290,7 +294,8 @@ def monitor(run: TakenOver) -> int:
             assert said is not None
             asked[name] = said.kind
         mine.settimeout(60)
-        mine.recv(10)
+        for _ in AGENTS:
+            run.write(*json.loads(mine.recv(60_000)))
         run.write("asked", asked)
         assert resolver.control is not None
         run.write("resolver", json.loads(resolver.control.recv(60_000)))
@@ -318,12 +323,14 @@ def zygote(run: TakenOver) -> int:
         serve(control, programs, home, user, agent)
 
     def agent(control: socket.socket, home: str, user: str) -> None:
-        run.tell("agent", {"home": home, "user": user})
+        def tell(role: str, found: Mapping[str, str]) -> None:
+            control.send(json.dumps([role, found]).encode())  # it can write nothing down
+
+        tell("agent", {**probe(run.targets), "home": home, "user": user, "capabilities": _capabilities()})
         beside = Programs(socket.socket(fileno=service.PROGRAMS))
-        for name in ("program", "program with the network"):
+        for name in AGENTS[1:]:
             ran = beside.run(name, [str(os.getpid())], b"\n", {}, wanted=True)
-            run.write(name, json.loads(ran.output) if ran.done else {"how": f"{ran}: {ran.said}"})
-        control.send(b"told")
+            tell(name, json.loads(ran.output) if ran.done else {"how": f"{ran}: {ran.said}"})
         os._exit(0)
 
     runner.serve = taken

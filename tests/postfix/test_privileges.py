@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.postfix]
 PROGRAM = str(Path(__file__).with_name("taken_over.py"))
 ACCOUNTS = ("alice", "bob", "milterapp-submit", "milterapp-monitor", "milterapp-pipe", "milterapp-lmtp")
 QUEUE = "/var/spool/postfix"
+WRITTEN = Path("/home/programs-write")
 SOCKETS = {
     "the monitor": (socket.SOCK_SEQPACKET, "/run/milterapp/monitor/socket"),
     "submit": (socket.SOCK_SEQPACKET, "/run/milterapp/submit/socket"),
@@ -51,7 +52,8 @@ def _settings(folder: Path) -> str:
     settings["submit"] |= {"socket": f"{folder}/submit/socket", "state": f"{folder}/state"}
     settings["lmtp"] |= {"socket": f"{folder}/lmtp/socket"}
     settings["script"] |= {"socket": f"{folder}/script/socket"}
-    probing = dataclasses.asdict(Program((PYTHON, "-I", "-B", PROGRAM, "program", str(folder), "{}"), time=60))
+    probing = dataclasses.asdict(Program((PYTHON, "-I", "-B", PROGRAM, "program", str(folder), "{}"), time=60,
+                                         write=(str(WRITTEN),)))  # fmt: skip
     settings["programs"] = {"program": probing, "program with the network": probing | {"network": True}}
     return json.dumps(settings)
 
@@ -83,7 +85,10 @@ def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
     shutil.copy("/usr/bin/head", setuid)
     setuid.chmod(0o4755)
     ids = {name: pwd.getpwnam(name).pw_uid for name in ACCOUNTS}
-    targets = {"ids": ids, "pids": pids, "sockets": SOCKETS, "setuid": str(setuid)}
+    Path("/home/bob/public").write_text("for all\n")
+    WRITTEN.mkdir()
+    WRITTEN.chmod(0o1777)
+    targets = {"ids": ids, "pids": pids, "sockets": SOCKETS, "setuid": str(setuid), "written": str(WRITTEN)}
     (folder / "targets.json").write_text(json.dumps(targets))
     settings = _settings(folder)
     try:
@@ -99,14 +104,18 @@ def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
     finally:
         host.stop_service("lmtp")
         shutil.rmtree(folder)
-        for name in ("alice", "bob"):
-            for path in Path(f"/home/{name}").glob("from-*"):
+        shutil.rmtree(WRITTEN)
+        Path("/home/bob/public").unlink()
+        for place in ("/home/alice", "/home/bob", "/tmp"):
+            for path in Path(place).glob("from-*"):
                 path.unlink()
 
 
 # What succeeds; everything else that `taken_over.py` tries must be refused.
 UNIT = {"the network"}  # closed by the units: PrivateNetwork, IPAddressDeny and RestrictAddressFamilies
-ORDINARY = {"a new process", "a program", "to listen"}  # as any account
+OPEN = {"a file in /tmp", "a file where programs may write", "what all may read of bob"}  # to every account
+ORDINARY = OPEN | {"a new process", "a program", "to listen"}  # as any account
+AT_HOME = {"alice's rules", "a file in alice's home", "a file where programs may write", "what all may read of bob"}
 SETUID = {"/etc/shadow through a setuid program"}  # of an account that nothing of milterapp's has confined
 SAME = {"kill monitor", "kill zygote", "kill resolver"}  # one account
 MAY: Mapping[str, set[str]] = {
@@ -121,18 +130,18 @@ MAY: Mapping[str, set[str]] = {
     "submit": UNIT | ORDINARY | {"the socket of submit", "the socket of hand-back", "the socket of sending",
                                  "the socket of Postfix's queue manager", "what submit remembers", "become submit",
                                  "kill submit"},
-    "monitor": UNIT | SAME | {"a new process", "a program", "to listen", "become bob", "the socket of submit",
+    "monitor": UNIT | SAME | OPEN | {"a new process", "a program", "to listen", "become bob", "the socket of submit",
                               "the socket of the monitor", "the place of the monitor's socket"},
-    "zygote": UNIT | SAME | {"a new process", "a program", "to listen", "become bob", "the socket of submit",
+    "zygote": UNIT | SAME | OPEN | {"a new process", "a program", "to listen", "become bob", "the socket of submit",
                              "the socket of the monitor", "the place of the monitor's socket"},
-    "resolver": UNIT | {"the socket of the monitor"},  # which does not take it: test_monitor.py
+    # The monitor does not take it: test_monitor.py.
+    "resolver": UNIT | {"the socket of the monitor", "what all may read of bob"},
     # No process of milterapp: what else runs with alice's ids beside her agent.
     "alice": UNIT | ORDINARY | SETUID | {"alice's rules", "a file in alice's home", "kill agent"},
-    "agent": {"a new process", "alice's rules", "a file in alice's home", "kill agent"},
+    "agent": {"a new process", "alice's rules", "a file in alice's home"},
     "runner": UNIT | ORDINARY | {"alice's rules", "a file in alice's home", "kill agent"},
-    "program": {"a new process", "a program", "alice's rules", "a file in alice's home"},
-    "program with the network": {"a new process", "a program", "alice's rules", "a file in alice's home",
-                                 "the network"},
+    "program": AT_HOME | {"a new process", "a program"},
+    "program with the network": AT_HOME | {"a new process", "a program", "the network"},
 }  # fmt: skip
 # What the kernel may let an account do, or not: Yama, unprivileged user namespaces. No process gains by it.
 PERHAPS = {
@@ -140,8 +149,10 @@ PERHAPS = {
        for role in ("supervisor", "worker", "client", "lmtp", "submit", "alice", "spawner")},
     "monitor": {"memory of zygote"}, "zygote": {"memory of zygote"}, "resolver": {"memory of resolver"},
     # What Landlock adds, where the kernel has it.
-    **{role: {what for abi, what in ((1, "to listen"), (6, "kill agent")) if linux.landlock_abi() < abi}
+    **{role: {what for abi, what in ((1, "to listen"), (1, "a file in /tmp"), (6, "kill agent"))
+              if linux.landlock_abi() < abi}
        for role in ("program", "program with the network")},
+    "agent": {what for abi, what in (*((2, one) for one in OPEN), (6, "kill agent")) if linux.landlock_abi() < abi},
 }  # fmt: skip
 REFUSED = {"EPERM", "EACCES", "ENOSPC"}  # ENOSPC: the kernel allows no user namespaces at all
 
