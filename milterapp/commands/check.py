@@ -14,7 +14,7 @@ from milterapp.commands.failure import UNMET, Failure
 from milterapp.commands.programs import examined as programs_examined
 from milterapp.commands.rule_files import Rules
 from milterapp.commands.scripts import examined as scripts_examined
-from milterapp.delivery import confined
+from milterapp.delivery import confined, fenced
 from milterapp.delivery.recipients import MapError, Recipients
 from milterapp.delivery.sandbox_level import probe
 from milterapp.settings import Settings
@@ -146,5 +146,7 @@ def _print_sandbox(floor: str) -> None:
     print(f"this machine: {level}")
     for missing in level.missing:
         print(f"    {missing}")
+    if level.landlock < fenced.LEAST:
+        print(f"    Landlock below ABI {fenced.LEAST}: an agent writes where its user may, wherever a link leads it")
     if not level.reaches(floor):
         print(f"    below delivery.sandbox, {floor}: no script runs, and the mail of those who have one is kept")

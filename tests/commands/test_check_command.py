@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from milterapp.commands import check
+from milterapp.delivery.sandbox_level import level_of
+
 Milterapp = Callable[..., "subprocess.CompletedProcess[str]"]
 
 GOOD = "rules:\n  - name: a\n    then: keep\n"
@@ -108,3 +111,13 @@ def test_names_the_sandbox(milterapp: Milterapp) -> None:
     """It says what this machine can enforce, by what."""
     said = r"this machine: sandbox (full|good|basic) \((Landlock ABI \d+|no Landlock), (no )?seccomp\)\n"
     assert re.search(said, milterapp("check").stdout)
+
+
+@pytest.mark.parametrize(("abi", "told"), [(0, True), (1, True), (2, False), (7, False)])
+def test_names_what_bounds_agents(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], abi: int, *, told: bool
+) -> None:
+    """Where no fence can be made around agents it says what they may then, and nowhere else."""
+    monkeypatch.setattr(check, "probe", lambda: level_of(abi, has_seccomp=True))
+    check._print_sandbox("basic")
+    assert ("an agent writes where its user may" in capsys.readouterr().out) is told

@@ -141,6 +141,13 @@ CELLS = (
     Cell("agent", "never", "touch another user's files", (
         TAKEN, "delivery/test_monitor_agents.py::test_another_persons_home_is_out_of_reach",
     )),
+    Cell("agent", "never", "write outside its home and the site's places for mail and pages, whatever links are there", (
+        TAKEN, "delivery/test_fenced.py::test_outside_the_home_nothing_is_reached",
+        "delivery/test_fenced.py::test_a_link_while_the_journal_is_opened",
+        "delivery/test_fenced.py::test_where_the_site_has_mail_and_pages_put",
+        "delivery/test_direct.py::test_the_rules_run_in_an_agents_sandbox",
+        "postfix/test_fenced.py::test_a_link_out_of_the_home",
+    )),
     Cell("agent", "never", "reach another's home of the same uid, in a virtual domain", (
         "delivery/test_confined.py", "postfix/test_virtual.py::test_one_home_is_no_way_into_another",
         "postfix/test_virtual.py::test_programs_and_scripts_stay_at_home",
