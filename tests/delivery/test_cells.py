@@ -141,7 +141,7 @@ CELLS = (
     Cell("agent", "never", "touch another user's files", (
         TAKEN, "delivery/test_monitor_agents.py::test_another_persons_home_is_out_of_reach",
     )),
-    Cell("agent", "never", "write outside its home and the site's places for mail and pages, whatever links are there", (
+    Cell("agent", "never", "write outside its home and the site's places for mail and pages, whatever is a link", (
         TAKEN, "delivery/test_fenced.py::test_outside_the_home_nothing_is_reached",
         "delivery/test_fenced.py::test_a_link_while_the_journal_is_opened",
         "delivery/test_fenced.py::test_where_the_site_has_mail_and_pages_put",
