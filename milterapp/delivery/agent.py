@@ -102,6 +102,7 @@ class Agent:
         self.programs = programs or Programs()
         self._home = home
         self.homeless = False
+        self._warm = False
         self._line = -1  # to submit, which the last message had no use for
         self._user = user
         self._limits = Limits(**settings.limits)
@@ -115,6 +116,7 @@ class Agent:
     def answer(self, job: wire.Datagram) -> tuple[Answer, str]:
         """Return the answer for one job and its event as JSON; every fault is a deferral. Closes what came.
 
+        `again` is said of one that has not begun, where the home is another than when this process started.
         What comes with the message is the line to submit; where none comes, the former one was not used yet.
         """
         start = time.monotonic()
@@ -125,7 +127,11 @@ class Agent:
         if lines and self._line >= 0:
             os.close(self._line)
         try:
-            answer = self._deliver(_arrived(job, message, submit), event)
+            if self._warm and fenced.moved():
+                self.homeless = True
+                answer = Answer("again", "another home is there by now")
+            else:
+                answer = self._deliver(_arrived(job, message, submit), event)
         except Unavailable as error:
             self.homeless = True
             answer = Answer("defer", str(error))
@@ -140,6 +146,7 @@ class Agent:
             os.close(message)
         if answer.status == "defer" and fenced.moved():
             self.homeless = True
+        self._warm = True
         event["programs"] = list(self.programs.runs)
         event["seconds"] = round(time.monotonic() - start, 4)
         event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}

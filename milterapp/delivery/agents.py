@@ -28,6 +28,7 @@ __all__ = ["Agents", "Done", "Room", "User", "Verdict"]
 _LEAVE = 2.0  # seconds an agent has to end by itself
 _AGAIN = 1.0  # seconds between two attempts to kill
 _STATUSES = ("ok", "defer", "reject")
+_AGAIN_BY_ANOTHER = "again"  # of an agent that has had a message before: its user has another home by now
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,16 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a job ended. status: ok, defer or reject; decided: what the agent reports, unparsed; warm: it had run."""
+    """How a job ended. status: ok, defer or reject; decided: what the agent reports, unparsed; warm: it had run.
+
+    again: it has not begun, and another agent is to have it.
+    """
 
     status: str
     text: str
     decided: str | None = None
     warm: bool | None = None
+    again: bool = False
 
 
 Done = Callable[[Verdict], None]
@@ -253,6 +258,11 @@ class Agents:
             self._end(agent)
             return
         job, status = agent.job, datagram.text("status")
+        if job is not None and status == _AGAIN_BY_ANOTHER and agent.jobs > 1:  # a new one has to know
+            agent.job = None
+            self._end(agent)
+            job(Verdict("defer", datagram.text("text"), datagram.text("event"), warm=True, again=True))
+            return
         if job is None or status not in _STATUSES:
             raise wire.WireError("an answer that makes no sense")
         verdict = Verdict(status, datagram.text("text"), datagram.text("event"), agent.jobs > 1)

@@ -251,9 +251,16 @@ class Deliveries:
         if delivery.submit is not None:
             delivery.submit.setblocking(True)  # noqa: FBT003 - the name says it; the agent shares what it is set to
             asks = delivery.submit.fileno()
-        self._agents.give(user, job, delivery.message, asks, lambda verdict: self._finish(delivery, verdict))
+        self._agents.give(user, job, delivery.message, asks, lambda verdict: self._heard(delivery, verdict))
         self._enter(delivery, Phase.WORKING, float("inf"))  # the pool keeps that deadline
         self._close_submit(delivery)  # the agent has its own
+
+    def _heard(self, delivery: _Delivery, verdict: Verdict) -> None:
+        """Take what became of a job; one that has not begun waits for another agent."""
+        if verdict.again and not self._stopping:
+            self._enter(delivery, Phase.WAITING, self._own["wait"])
+        else:
+            self._finish(delivery, verdict)
 
     def _asked(self, delivery: _Delivery, line: socket.socket) -> None:
         """Give submit the line that the agent has just asked over; the agent sees the end of it where not."""

@@ -77,6 +77,9 @@ def inside() -> dict[str, Any]:
     }
 
 
+_served: list[str] = []  # queue ids that this process has answered
+
+
 def act(job: wire.Datagram, home: str, user: str) -> tuple[str, str, str]:
     """Return status, text and event for a job, or never: its queue id says which."""
     message, connection = job.descriptors
@@ -104,6 +107,8 @@ def act(job: wire.Datagram, home: str, user: str) -> tuple[str, str, str]:
             attempt(os.setsid)
             time.sleep(600)
         os._exit(3)
+    elif what == "ALWAYS AGAIN" or (what == "AGAIN" and _served):
+        return "again", "another home", ""
     elif what == "REJECT":
         return "reject", "5.7.1 not for me\nreally", ""
     elif what == "PROBE":
@@ -124,6 +129,7 @@ def serve(control: socket.socket, home: str, user: str) -> None:
             control.send(b"SOMETHING\nelse:3:abc\n")
             continue
         status, text, event = act(job, home, user)
+        _served.append(job.text("queue_id"))
         wire.send(control, "ANSWER", {"status": status, "text": text, "event": event})
         job.close()
     os._exit(0)

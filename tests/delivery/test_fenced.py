@@ -7,6 +7,7 @@ import os
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -271,13 +272,13 @@ def new_home(person: Person) -> None:
 
 
 def test_another_home_in_its_place(elsewhere: Person) -> None:
-    """An agent whose home is another by now defers and ends; the next one files in the new home."""
+    """An agent whose home is another by now gives its message back and ends; the next one files in the new home."""
     person = elsewhere
     agent = AgentProcess(person)
     assert agent.deliver(Submit(), queue_id="A").status == "ok"
     person.home.rename(person.home.parent / "old")
     new_home(person)
-    assert agent.deliver(Submit(), queue_id="B").status == "defer"
+    assert agent.deliver(Submit(), queue_id="B").status == "again"
     assert os.waitstatus_to_exitcode(os.waitpid(agent.pid, 0)[1]) == 0  # by itself
     agent.control.close()
     assert not (person.home / "Maildir").exists()
@@ -285,6 +286,29 @@ def test_another_home_in_its_place(elsewhere: Person) -> None:
     assert agent.deliver(Submit(), queue_id="B").status == "ok"
     assert agent.close() == 0
     assert len(person.mail("Maildir/.Lists")) == 1
+
+
+def test_a_new_agent_never_says_again(person: Person) -> None:
+    """Where the home is exchanged between an agent's start and its first message, that waits, and the agent ends."""
+    person.write(FILE)
+    agent = AgentProcess(person)
+    until_fenced(agent)
+    person.home.rename(person.base / "old")
+    new_home(person)
+    assert agent.deliver(Submit()).status == "defer"
+    assert os.waitstatus_to_exitcode(os.waitpid(agent.pid, 0)[1]) == 0
+    agent.control.close()
+
+
+def until_fenced(agent: AgentProcess) -> None:
+    """Wait until the agent waits for its first message."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        wait = Path(f"/proc/{agent.pid}/wchan").read_text()
+        if "unix" in wait or "skb" in wait or "recv" in wait:
+            return
+        time.sleep(0.01)
+    pytest.skip("this kernel does not tell for what a process waits")
 
 
 def test_a_deferral_at_home_keeps_the_agent(person: Person, start: Start) -> None:
@@ -313,7 +337,7 @@ def test_an_absolute_maildir(person: Person) -> None:
     agent = AgentProcess(person, **settings)
     assert agent.deliver(Submit(), queue_id="B").status == "ok"
     (base / "of/bob").rename(base / "of/old")
-    assert agent.deliver(Submit(), queue_id="C").status == "defer"
+    assert agent.deliver(Submit(), queue_id="C").status == "again"
     assert os.waitstatus_to_exitcode(os.waitpid(agent.pid, 0)[1]) == 0
     agent.control.close()
     agent = AgentProcess(person, **settings)

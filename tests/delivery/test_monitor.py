@@ -79,6 +79,22 @@ def test_every_fault_is_a_deferral(chain: Chain, recipient: str, queue_id: str, 
     assert chain.deliver(queue_id="NEXT") == (0, b"")
 
 
+def test_another_agent_takes_what_one_gives_back(chain: Chain) -> None:
+    """What a warm agent has not begun goes to a new one at once, is answered once, and is in the log once."""
+    assert chain.deliver(queue_id="A") == (0, b"")
+    assert chain.deliver(queue_id="AGAIN") == (0, b"")
+    assert chain.decided(queue_id="A")["pid"] != chain.decided(queue_id="AGAIN")["pid"]
+    assert [(one["queue_id"], one["warm"]) for one in chain.log("delivery")] == [("A", False), ("AGAIN", False)]
+
+
+def test_a_new_agent_must_know(chain: Chain) -> None:
+    """An agent that gives back its first message talks nonsense; so no message goes round in circles."""
+    assert chain.deliver(queue_id="A") == (0, b"")
+    status, output = chain.deliver(queue_id="ALWAYS AGAIN")
+    assert (status, output[:35]) == (75, b"4.3.0 the agent did not answer prop")
+    assert chain.deliver(queue_id="B") == (0, b"")
+
+
 def test_a_deadline_kills_the_agent_and_what_it_forked() -> None:
     """An agent past its deadline is dead, stopped or not, and so are its children, whatever session they tried for."""
     trees = {"HANG": 1, "STOP": 1, "FORK": 2, "STOPPED TREE": 4}  # and how many processes each has

@@ -122,7 +122,7 @@ def test_a_link_out_of_the_home(site: Site) -> None:
 
 
 def test_a_home_that_was_replaced_is_reached(site: Site) -> None:
-    """Where another home stands in the place of a warm agent's, mail waits for the next agent, and is filed there."""
+    """Where another home stands in the place of a warm agent's, the next agent files there at once."""
     site.rules("alice", FILE)
     site.send(message("first"))
     site.settle()
@@ -132,15 +132,17 @@ def test_a_home_that_was_replaced_is_reached(site: Site) -> None:
         HOME.mkdir(mode=0o755)
         shutil.chown(HOME, "alice", "alice")
         site.rules("alice", FILE)
-        site.send(message("second"))
+        answer = site.send(message("second"))
         site.settle()
+        assert [one.status for one in site.fates(answer.queue_id)] == ["sent"]
         assert filed(site) == ["second"]
     finally:
         shutil.rmtree(HOME)
         old.rename(HOME)
     assert filed(site) == ["first"]
-    site.send(message("third"))
+    answer = site.send(message("third"))
     site.settle()
+    assert [one.status for one in site.fates(answer.queue_id)] == ["sent"]
     assert filed(site) == ["first", "third"]
 
 
