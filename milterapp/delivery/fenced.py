@@ -74,6 +74,12 @@ def moved() -> bool:
     if _built is None:
         return False
     home, places, before = _built
+    if not places:  # asked for each message; where a mount of the home has expired, this brings none back: it is gone
+        try:
+            found = os.stat(home)
+        except OSError:
+            return before != [None]
+        return before != [(found.st_dev, found.st_ino)]
     with _writable(home, places) as (_, identities):
         return identities != before
 
