@@ -58,11 +58,10 @@ class Service:
         """Start it, and wait until it serves."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "milterapp.commands.milter", self._settings],
+                [sys.executable, "-I", "-m", "milterapp.commands.milter", self._settings],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
-                cwd=Path(__file__).parent.parent.parent,
             )
         self.wait(lambda: self.events("ready") or self.process.poll() is not None, "the milter to serve")
         assert self.process.poll() is None, self._log.read_text()

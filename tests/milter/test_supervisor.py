@@ -151,11 +151,10 @@ def test_killed_supervisor(serve: Serve) -> None:
 def run(service: Service) -> tuple[int, str]:
     """Start another one with the same settings; return its exit code and what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "milterapp.commands.milter", service._settings],
+        [sys.executable, "-I", "-m", "milterapp.commands.milter", service._settings],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         timeout=30,
-        cwd=Path(__file__).parent.parent.parent,
         check=False,
     )
     return done.returncode, done.stderr.decode()
