@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import turns
 from tests.delivery.clients import PYTHON_CLIENT, Command, build
 
 # A busy machine is no finding, nothing is kept from run to run, and the same code has the same examples: what fails was
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("root") or item.get_closest_marker("postfix"):
             item.add_marker(pytest.mark.skip(reason="needs root: run packaging/test"))
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Run what this run takes of the tests, where packaging/everything has started several."""
+    return turns.run(session) if turns.FOLDER in os.environ and not session.config.option.collectonly else None
 
 
 @pytest.fixture(scope="session")

@@ -48,12 +48,13 @@ def test_its_status_is_the_commands(command: str, status: int) -> None:
     assert subprocess.run([WORLD, "sh", "-c", command], check=False, capture_output=True).returncode == status
 
 
+@pytest.mark.parametrize("within", [[], [WORLD]], ids=["a world", "a world within another"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_everything_in_it_ends_with_it(number: signal.Signals) -> None:
-    """Ended by any signal, it leaves no process, also none that went into a session of its own."""
-    word = f"17{number.value}3604"
+def test_everything_in_it_ends_with_it(number: signal.Signals, within: list[str]) -> None:
+    """Ended by any signal, it leaves no process, also none that went into a session or a world of its own."""
+    word = f"17{number.value}36{len(within)}04"
     with subprocess.Popen(
-        [WORLD, "sh", "-c", f"setsid sleep {word} & sleep {word} & echo ready; wait"], stdout=subprocess.PIPE
+        [*within, WORLD, "sh", "-c", f"setsid sleep {word} & sleep {word} & echo ready; wait"], stdout=subprocess.PIPE
     ) as world:
         assert world.stdout is not None
         assert world.stdout.readline() == b"ready\n"
