@@ -302,8 +302,12 @@ def _queue() -> list[dict[str, Any]]:
 
 
 def _deferred(queue_id: str) -> str:
-    """Return why a message waits, "" where it does not."""
-    found = [one for one in _queue() if one["queue_id"] == queue_id and one["queue_name"] == "deferred"]
+    """Return why a message waits, "" where it does not.
+
+    Where qmgr(8) wants to try it again and finds it locked still, it waits in `incoming`, for a minute.
+    """
+    waiting = ("deferred", "incoming")
+    found = [one for one in _queue() if one["queue_id"] == queue_id and one["queue_name"] in waiting]
     return next((to["delay_reason"] for one in found for to in one["recipients"] if "delay_reason" in to), "")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from milterapp import testing_postfix
 from tests.postfix.harness import PYTHON, Site
 
 pytestmark = [pytest.mark.root, pytest.mark.postfix]
@@ -180,6 +181,30 @@ def test_what_comes_of_a_message(mailhost: Site, tmp_path: Path) -> None:
     assert [one.name for one in Path("/home/blog/Maildir").rglob("*") if one.is_file()] == ["1.mine"]
     assert sorted(one.name for one in Path("/home/blog").glob("*.before-test")) == []
     assert mailhost.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("queue", "reason", "want"),
+    [
+        pytest.param("deferred", {"delay_reason": "later"}, "later", id="deferred"),
+        pytest.param("incoming", {"delay_reason": "later"}, "later", id="locked when it was to be tried again"),
+        pytest.param("incoming", {}, "", id="new"),
+        pytest.param("active", {"delay_reason": "later"}, "", id="being tried again"),
+    ],
+)
+def test_why_a_message_waits(monkeypatch: pytest.MonkeyPatch, queue: str, reason: dict[str, str], want: str) -> None:
+    """A message was deferred where it waits and Postfix has a reason, in whichever queue."""
+    recipients = [{"address": "blog+x@example.org", **reason}]
+    listed = [
+        {
+            "queue_name": "deferred",
+            "queue_id": "B",
+            "recipients": [{"address": "bob@example.org", "delay_reason": "x"}],
+        },
+        {"queue_name": queue, "queue_id": "A", "recipients": recipients},
+    ]
+    monkeypatch.setattr(testing_postfix, "_queue", lambda: listed)
+    assert testing_postfix._deferred("A") == want
 
 
 WRONG = {
