@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -310,15 +311,17 @@ def test_a_job_that_is_none(spawner: Running, name: str) -> None:
 
 def test_so_many_at_once(spawner: Running) -> None:
     """Of five who come at once and say nothing two have a child; the others wait, and all have room in the end."""
-    several = [spawner.connect() for _ in range(5)]
-    spawner.wait(lambda: len(spawner.family()) == 2, "two children")
-    for _ in range(20):
-        assert len(spawner.family()) == 2
-        time.sleep(0.01)
-    found = spawner.ask(seconds=0.3)
-    assert isinstance(found, Failed)
-    for one in several:
-        one.close()
+    assert spawner.ask() == SEEN  # who came before, to see whether it listens, has had his child as well
+    spawner.wait(lambda: not spawner.family(), "their children to end")
+    with contextlib.ExitStack() as several:
+        for _ in range(5):
+            several.enter_context(spawner.connect())
+        spawner.wait(lambda: len(spawner.family()) == 2, "two children")
+        for _ in range(20):
+            assert len(spawner.family()) == 2
+            time.sleep(0.01)
+        found = spawner.ask(seconds=0.3)
+        assert isinstance(found, Failed)
     assert spawner.ask() == SEEN
 
 
