@@ -333,6 +333,7 @@ def _attach(host: Host, candidates: Sequence[Candidate]) -> None:
         transport_maps="inline:{ " + ", ".join(f"{one.domain}=local-{one.word}:" for one in candidates) + " }",
         smtpd_client_connection_count_limit="0", local_recipient_maps="", smtpd_recipient_restrictions="permit",
         delay_logging_resolution_limit="4",
+        max_idle="3600s",  # a process that ends while others are measured would be started, and paid for, by the next
     )  # fmt: skip
     for one in candidates:
         name = f"local-{one.word}"
