@@ -53,7 +53,8 @@ class DeferredError(Exception):
 class Held:
     """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal.
 
-    virtual: the recipient is no account of this host, but one of a virtual domain.
+    virtual: the recipient is no account of this host, but one of a virtual domain; whole: the message, where it is
+    small.
     """
 
     envelope: Envelope
@@ -61,6 +62,7 @@ class Held:
     message: int
     digest: str
     virtual: bool = False
+    whole: bytes | None = None
 
     @property
     def recipient(self) -> str:
@@ -229,14 +231,17 @@ class Postman:
         mark = b"Delivered-To: " + one_line(own or recipient) + b"\r\n"
         return self._pass_on(self._policy.send, sender, target, _message(held, request), mark)
 
-    def _pass_on(self, door: str, sender: str, recipient: str, message: int, first: bytes = b"") -> Task[str]:
+    def _pass_on(self, door: str, sender: str, recipient: str, message: bytes | int, first: bytes = b"") -> Task[str]:
         """Send a message. Where its sender is taken for no address, from the null sender instead.
 
         sendmail(1) lets anything be a sender, and local(8) delivers it; no notice could reach such a one anyway.
         """
-        transaction = smtp.Transaction(sender, recipient, eight_bit=(yield from _eight_bit(message)))
+        if isinstance(message, bytes):
+            eight_bit, parts = not message.isascii(), iter((first, message))
+        else:
+            eight_bit, parts = (yield from _eight_bit(message)), chain((first,), sealed.chunks(message))
         try:
-            return (yield from self._sessions.send(door, transaction, chain((first,), sealed.chunks(message))))
+            return (yield from self._sessions.send(door, smtp.Transaction(sender, recipient, eight_bit), parts))
         except (smtp.SenderError, smtp.AddressError):
             if not sender:
                 raise
@@ -385,9 +390,11 @@ _KINDS = {
 }
 
 
-def _message(held: Held, request: wire.Datagram) -> int:
-    """Return the message to send: as edited, where the request brought one."""
-    return request.descriptors[0] if request.descriptors else held.message
+def _message(held: Held, request: wire.Datagram) -> bytes | int:
+    """Return the message to send, as edited, where the request brought one: its bytes, or its descriptor."""
+    if request.descriptors:
+        return request.descriptors[0]
+    return held.message if held.whole is None else held.whole
 
 
 def _eight_bit(message: int) -> Task[bool]:

@@ -40,6 +40,7 @@ _SEND = 64 * 1024  # bytes that are sent at once
 _AGAIN = 0.05  # seconds until a server whose backlog is full is asked again
 _MOST_REPLY = 16 * 1024  # bytes of one reply
 _LONGEST_ADDRESS = 1000  # bytes; smtpd's line_length_limit is 2048
+_REPLY = re.compile(r"[2-5][0-9][0-9](?:[ -]|$)")
 _QUEUED = re.compile(r"queued as ([0-9A-Za-z]{1,64})\b")
 _DOT_STRING = re.compile(r"[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+(?:\.[^\x00-\x20\x7f()<>\[\]:;@\\,.\"]+)*")
 _QUOTED = re.compile(r'"(?:[^\x00-\x1f\x7f"\\]|\\[^\x00-\x1f])*"')
@@ -320,7 +321,7 @@ class Dialogue:
         while True:
             line = yield from self._line()
             total += len(line)
-            if not re.match(r"[2-5][0-9][0-9](?:[ -]|$)", line) or total > _MOST_REPLY:
+            if not _REPLY.match(line) or total > _MOST_REPLY:
                 raise SmtpError(f"{what}: not an SMTP reply")
             lines.append(line[4:])
             if line[3:4] != "-":

@@ -41,6 +41,7 @@ _TIDY, _QUIET = 1.0, 60.0  # seconds between two looks at sessions with Postfix,
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
 _LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
 _GROWTH = 16 * 1024 * 1024  # bytes by which edits may make a message longer: a new body is at most a rule file long
+_SMALL = 64 * 1024  # bytes of a message that is read once, for all that is done with it
 _SWEEP = 3600.0  # seconds between two sweeps of old records
 
 
@@ -130,6 +131,7 @@ class Service:
         self._connections += 1
         try:
             with connection:
+                connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
                 first = yield from self._hear(connection, ENVELOPE, (1, 2))
                 if first is None:
                     return
@@ -149,7 +151,6 @@ class Service:
         self, connection: socket.socket, known: Mapping[str, Collection[str]], descriptors: Collection[int]
     ) -> Task[wire.Datagram | None]:
         """Return the next datagram, as wire.receive() does. Raises TimeoutError too."""
-        connection.setblocking(False)  # noqa: FBT003 - the name of the method says it; whoever passed one may set it back
         while True:
             try:
                 return wire.receive(connection, known, descriptors=descriptors)
@@ -160,7 +161,9 @@ class Service:
         """Return what requests come over: what the monitor passed on with the envelope, else its own connection."""
         if len(first.descriptors) == 1:
             return connection
-        return socket.socket(fileno=os.dup(first.descriptors[1]))
+        passed = socket.socket(fileno=os.dup(first.descriptors[1]))
+        passed.setblocking(False)  # noqa: FBT003 - the same
+        return passed
 
     def _converse(self, connection: socket.socket, first: wire.Datagram) -> Task[None]:
         message = first.descriptors[0]
@@ -171,9 +174,14 @@ class Service:
             original_recipient=first.text("original"),
             queue_id=first.text("queue_id"),
         )
-        digest = yield from _digest(message, size)
-        held = Held(envelope, first.text("user"), message, digest, virtual=first.kind == "VIRTUAL")
-        while (request := (yield from self._hear(connection, REQUESTS, (0, 1)))) is not None:
+        whole = sealed.read(message, size) if size <= _SMALL else None
+        digest = (yield from _digest(message, size)) if whole is None else hashlib.sha256(whole).hexdigest()
+        held = Held(envelope, first.text("user"), message, digest, virtual=first.kind == "VIRTUAL", whole=whole)
+        while True:
+            yield Wait(connection.fileno(), seconds=self._idle)  # it comes when the agent has decided
+            request = yield from self._hear(connection, REQUESTS, (0, 1))
+            if request is None:
+                return
             try:
                 for edited in request.descriptors:
                     sealed.measure(edited, size + _GROWTH)
@@ -211,12 +219,11 @@ class Service:
 
 
 def _digest(message: int, size: int) -> Task[str]:
-    """Return the SHA-256 of a message, in hexadecimal; a large one is read in turns with what else there is to do."""
+    """Return the SHA-256 of a large message, in hexadecimal, read in turns with what else there is to do."""
     whole = hashlib.sha256()
     for chunk in sealed.chunks(message, size):
         whole.update(chunk)
-        if len(chunk) < size:
-            yield None
+        yield None
     return whole.hexdigest()
 
 
