@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -85,6 +85,7 @@ class Deliveries:
         self._all: dict[int, _Delivery] = {}
         self._found: dict[bytes, tuple[User, str, float]] = {}  # of late: recipient to user, extension, when to ask
         self._idle: set[_Client] = set()
+        self._to_submit: socket.socket | None = None
         self._stopping = False
         self._last = 0
 
@@ -223,14 +224,34 @@ class Deliveries:
             delivery.obstacle += f": {error}"
             self._close_submit(delivery)
 
-    def _reach_submit(self, delivery: _Delivery, descriptors: Sequence[int] = ()) -> None:
-        """Connect to submit and vouch for the envelope. Raises OSError or WireError."""
-        delivery.submit = connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        connection.connect(self._submit_path)
+    def _reach_submit(self, delivery: _Delivery) -> None:
+        """Make a line to submit, and vouch for its envelope. Raises OSError or WireError."""
+        delivery.submit, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        with theirs:
+            self._vouch(delivery, theirs)
+
+    def _vouch(self, delivery: _Delivery, line: socket.socket) -> None:
+        """Tell submit, over the one connection to it, of which envelope a line is. Raises OSError or WireError.
+
+        A connection that has ended since is made anew: it was another submit's.
+        """
         known = {tag: delivery.envelope[tag] for tag in _KNOWN}
         name = delivery.user.name if delivery.user else ""
         kind = "VIRTUAL" if delivery.virtual else "ENVELOPE"
-        wire.send(connection, kind, {**known, "user": name}, (delivery.message, *descriptors))
+        kept = self._to_submit is not None
+        try:
+            if self._to_submit is None:
+                self._to_submit = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+                self._to_submit.connect(self._submit_path)
+            wire.send(self._to_submit, kind, {**known, "user": name}, (delivery.message, line.fileno()))
+        except OSError as error:
+            ended = self._to_submit if isinstance(error, ConnectionError) or not kept else None
+            if ended is not None:  # else it is there, and has enough to do
+                ended.close()
+                self._to_submit = None
+            if not (kept and ended):
+                raise
+            self._vouch(delivery, line)
 
     def _hand_back(self, delivery: _Delivery) -> None:
         submit = delivery.submit
@@ -265,10 +286,9 @@ class Deliveries:
     def _asked(self, delivery: _Delivery, line: socket.socket) -> None:
         """Give submit the line that the agent has just asked over; the agent sees the end of it where not."""
         try:
-            self._reach_submit(delivery, (line.fileno(),))
+            self._vouch(delivery, line)
         except (OSError, wire.WireError) as error:
             self._log("warning", "submit does not answer", queue_id=delivery.envelope["queue_id"], error=str(error))
-        self._close_submit(delivery)
 
     def _handed_back(self, delivery: _Delivery, submit: socket.socket) -> None:
         datagram = wire.receive(submit, RESPONSES)

@@ -6,8 +6,8 @@ Must never: take a sender, a recipient or a message for `keep` and replies from 
 says; answer DONE before Postfix said 250 and the mark is on disk; send a thing twice that is marked.
 
 SECURITY. It runs as its own account, with group postdrop to reach Postfix's public/ sockets. Connections are taken
-from the monitor's uid alone (SO_PEERCRED); their first datagram binds envelope and sealed message, and whoever gets
-the connection passed on (the recipient's agent) can only ask for what follows from those. Headers are parsed here.
+from the monitor's uid alone (SO_PEERCRED); a datagram binds envelope and sealed message to a line that comes with them,
+and whoever has its other end (the recipient's agent) can only ask for what follows from those. Headers are parsed here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from milterapp.delivery import door, linux, sealed, wire
 from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError, SubmitPolicy
 from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable
 from milterapp.delivery.smtp import AddressError, SmtpError
-from milterapp.delivery.tasks import Task, Tasks, Wait
+from milterapp.delivery.tasks import FOREVER, Task, Tasks, Wait, pause
 from milterapp.mail.envelope import Envelope
 from milterapp.state.database import StateError
 
@@ -37,6 +37,7 @@ __all__ = ["Service", "main"]
 
 _CONNECTIONS = 100  # at once; the rest wait in the backlog
 _FOR_ONE = 8  # of them for one user; an agent needs one, and what it killed before may still have another
+_FULL = 0.05  # seconds until room is looked for again
 _TIDY, _QUIET = 1.0, 60.0  # seconds between two looks at sessions with Postfix, and where there are none
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
 _LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
@@ -127,19 +128,32 @@ class Service:
             self._log.error("state", reason=str(error))
 
     def _serve(self, connection: socket.socket) -> Task[None]:
-        """Serve one connection: the envelope, then requests until its end."""
+        """Take envelopes over one connection until its end, each with the line that requests about it come over."""
+        with self._edge(), connection:
+            connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
+            patience = self._idle
+            while (first := (yield from self._hear(connection, ENVELOPE, (2,), patience))) is not None:
+                self._tasks.start(self._serve_line(first))
+                patience = FOREVER  # a monitor may have nothing to say for long
+                while self._connections >= _CONNECTIONS:
+                    yield from pause(_FULL)
+
+    def _serve_line(self, first: wire.Datagram) -> Task[None]:
+        """Serve one line, which came with its envelope, until its end."""
+        try:
+            with self._edge(), socket.socket(fileno=os.dup(first.descriptors[1])) as line:
+                line.setblocking(False)  # noqa: FBT003 - the same
+                with self._one_of(first.text("user")):
+                    yield from self._converse(line, first)
+        finally:
+            first.close()
+
+    @contextmanager
+    def _edge(self) -> Iterator[None]:
+        """Count a connection, and let no fault of its out."""
         self._connections += 1
         try:
-            with connection:
-                connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
-                first = yield from self._hear(connection, ENVELOPE, (1, 2))
-                if first is None:
-                    return
-                try:
-                    with self._one_of(first.text("user")), self._asker(connection, first) as asker:
-                        yield from self._converse(asker, first)
-                finally:
-                    first.close()
+            yield
         except (wire.WireError, sealed.SealError, OSError) as error:
             self._log.warning("connection closed", reason=str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - a task's edge: the asker sees the end of the connection and defers
@@ -148,22 +162,18 @@ class Service:
             self._connections -= 1
 
     def _hear(
-        self, connection: socket.socket, known: Mapping[str, Collection[str]], descriptors: Collection[int]
+        self,
+        connection: socket.socket,
+        known: Mapping[str, Collection[str]],
+        descriptors: Collection[int],
+        seconds: float,
     ) -> Task[wire.Datagram | None]:
         """Return the next datagram, as wire.receive() does. Raises TimeoutError too."""
         while True:
             try:
                 return wire.receive(connection, known, descriptors=descriptors)
             except BlockingIOError:
-                yield Wait(connection.fileno(), seconds=self._idle)
-
-    def _asker(self, connection: socket.socket, first: wire.Datagram) -> socket.socket:
-        """Return what requests come over: what the monitor passed on with the envelope, else its own connection."""
-        if len(first.descriptors) == 1:
-            return connection
-        passed = socket.socket(fileno=os.dup(first.descriptors[1]))
-        passed.setblocking(False)  # noqa: FBT003 - the same
-        return passed
+                yield Wait(connection.fileno(), seconds=seconds)
 
     def _converse(self, connection: socket.socket, first: wire.Datagram) -> Task[None]:
         message = first.descriptors[0]
@@ -179,7 +189,7 @@ class Service:
         held = Held(envelope, first.text("user"), message, digest, virtual=first.kind == "VIRTUAL", whole=whole)
         while True:
             yield Wait(connection.fileno(), seconds=self._idle)  # it comes when the agent has decided
-            request = yield from self._hear(connection, REQUESTS, (0, 1))
+            request = yield from self._hear(connection, REQUESTS, (0, 1), self._idle)
             if request is None:
                 return
             try:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator
 from itertools import count
 from typing import NamedTuple, TypeVar
 
-__all__ = ["ENDED", "READ", "WRITE", "Task", "Tasks", "Wait", "alone", "elsewhere", "pause"]
+__all__ = ["ENDED", "FOREVER", "READ", "WRITE", "Task", "Tasks", "Wait", "alone", "elsewhere", "pause"]
 
 READ, WRITE, ENDED = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP  # poll(2) has the same numbers
 FOREVER = float("inf")

@@ -41,6 +41,7 @@ class Submit(threading.Thread):
         self.requests: list[tuple[str, str, str, bytes]] = []  # kind, recipient, user, message
         self.heard: list[str] = []  # the recipient of each envelope
         self.answer: tuple[str, dict[str, str]] = ("DONE", {"queue_id": "NEW"})
+        self.connections: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(path)
         os.chmod(path, 0o666)
@@ -57,20 +58,22 @@ class Submit(threading.Thread):
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            envelope = wire.receive(connection, ENVELOPE, descriptors=(1, 2))
-            if envelope is None:
-                return
+        """Take envelopes; what is asked about each comes over the line that came with it."""
+        self.connections.append(connection)
+        while (envelope := wire.receive(connection, ENVELOPE, descriptors=(2,))) is not None:
             message = os.pread(envelope.descriptors[0], 1 << 20, 0)
-            for passed in envelope.descriptors[1:]:  # what the agent asks over, in place of the monitor's connection
-                os.dup2(passed, connection.fileno())
-                connection.setblocking(True)
+            line = socket.socket(fileno=os.dup(envelope.descriptors[1]))
+            line.setblocking(True)
             self.heard.append(envelope.text("recipient"))
             envelope.close()
-            while (request := wire.receive(connection, REQUESTS, descriptors=(0, 1))) is not None:
+            threading.Thread(target=self._answer, args=(line, envelope, message), daemon=True).start()
+
+    def _answer(self, line: socket.socket, envelope: wire.Datagram, message: bytes) -> None:
+        with line:
+            while (request := wire.receive(line, REQUESTS, descriptors=(0, 1))) is not None:
                 request.close()
                 self.requests.append((request.kind, envelope.text("recipient"), envelope.text("user"), message))
-                wire.send(connection, self.answer[0], self.answer[1])
+                wire.send(line, self.answer[0], self.answer[1])
 
     def stop(self) -> None:
         """Refuse from now on."""
@@ -79,6 +82,9 @@ class Submit(threading.Thread):
         except OSError:
             return  # it was stopped before
         self._listener.close()
+        for connection in self.connections:
+            connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 class Chain:

@@ -15,7 +15,7 @@ import pytest
 
 from milterapp.delivery import monitor, sealed, wire, zygote
 from milterapp.delivery.requests import ANSWER
-from tests.delivery.chain import LMTP, MESSAGE, MONITOR, PIPE, STRANGER, Chain, wait_gone
+from tests.delivery.chain import LMTP, MESSAGE, MONITOR, PIPE, STRANGER, Chain, Submit, wait_gone
 
 pytestmark = pytest.mark.root
 
@@ -149,6 +149,18 @@ def test_without_submit_everything_waits_and_is_deferred(chain: Chain) -> None:
     chain.submit.stop()
     status, output = chain.deliver()
     assert (status, output[:40]) == (75, b"4.3.0 milterapp submit does not answer: ")
+
+
+def test_a_submit_that_was_started_anew_has_the_next_message(chain: Chain) -> None:
+    """The one connection to submit is kept from message to message, and made anew where it has ended."""
+    assert [chain.deliver(queue_id="KEEP") for _ in range(2)] == [(0, b"")] * 2
+    assert len(chain.submit.connections) == 1
+    chain.submit.stop()
+    path = f"{chain.folder}/submit/socket"
+    os.unlink(path)
+    chain.submit = Submit(path)
+    assert [chain.deliver(queue_id="KEEP") for _ in range(2)] == [(0, b"")] * 2
+    assert (len(chain.submit.connections), len(chain.submit.requests)) == (1, 2)
 
 
 def test_the_agent_speaks_to_submit_over_the_connection_it_was_given(chain: Chain) -> None:

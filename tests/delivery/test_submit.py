@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class World:
     folder: Path
     monitor: int = field(default_factory=os.geteuid)
     policy: SubmitPolicy | None = None
+    idle: float = 10
 
     def __post_init__(self) -> None:
         self.hand_back = SmtpPeer(str(self.folder / "back"), chunking=True)
@@ -59,7 +60,9 @@ class World:
         assert self.policy is not None
         self.postman = Postman(self.policy)
         self.listener = door.listen(str(self.folder / "submit"), 0o660)
-        self._thread = threading.Thread(target=Service(self.postman, self.monitor, idle=10).run, args=(self.listener,))
+        self._thread = threading.Thread(
+            target=Service(self.postman, self.monitor, idle=self.idle).run, args=(self.listener,)
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -85,13 +88,19 @@ class World:
         self._connections.append(connection)
         return connection
 
-    def bound(self, message: bytes = MESSAGE, **other: str) -> socket.socket:
-        """Return a connection that envelope and message were said on."""
-        connection = self.connect()
+    def bound(self, message: bytes = MESSAGE, *, over: socket.socket | None = None, **other: str) -> socket.socket:
+        """Return our end of a line that envelope and message were said of; over that connection, or one of its own."""
+        connection = over or self.connect()
+        line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        line.settimeout(10)
+        self._connections.append(line)
         descriptor = sealed.seal([message])
-        wire.send(connection, "ENVELOPE", {**ENVELOPE, **other}, (descriptor,))
+        with theirs:
+            wire.send(connection, "ENVELOPE", {**ENVELOPE, **other}, (descriptor, theirs.fileno()))
         os.close(descriptor)
-        return connection
+        if over is None:
+            connection.close()
+        return line
 
 
 def ask(connection: socket.socket, kind: str, message: bytes | None = None, /, **fields: str) -> tuple[str, str]:
@@ -704,25 +713,33 @@ def _loose() -> int:
     return descriptor
 
 
-@pytest.mark.parametrize("first", ["KEEP", "no message", "not sealed", "a file", "rubbish"])
-def test_nothing_before_the_envelope(world: World, first: str, tmp_path: Path) -> None:
-    """A connection that does not begin with an envelope and a sealed message is closed."""
-    connection = world.connect()
+@pytest.mark.parametrize("first", ["KEEP", "rubbish", "no message", "no line"])
+def test_nothing_before_the_envelope(world: World, first: str) -> None:
+    """A connection that does not begin with an envelope, a message and a line is closed."""
+    connection, descriptor = world.connect(), sealed.seal([MESSAGE])
     if first == "KEEP":
         wire.send(connection, "KEEP", {})
     elif first == "rubbish":
         connection.send(b"\0" * 100)
     else:
-        makers: dict[str, Callable[[], list[int]]] = {
-            "no message": list,
-            "not sealed": lambda: [_loose()],
-            "a file": lambda: [os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)],
-        }
-        descriptors = makers[first]()
-        wire.send(connection, "ENVELOPE", ENVELOPE, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        wire.send(connection, "ENVELOPE", ENVELOPE, [descriptor] if first == "no line" else [])
+    os.close(descriptor)
     assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("message", ["not sealed", "a file"])
+def test_a_message_that_could_change(world: World, message: str, tmp_path: Path) -> None:
+    """The line of a message that is not sealed is closed, and the connection serves other envelopes."""
+    connection = world.connect()
+    line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptor = _loose() if message == "not sealed" else os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    with line:
+        line.settimeout(10)
+        with theirs:
+            wire.send(connection, "ENVELOPE", ENVELOPE, (descriptor, theirs.fileno()))
+        os.close(descriptor)
+        assert line.recv(1) == b""
+    assert ask(world.bound(over=connection), "KEEP")[0] == "DONE"
 
 
 @pytest.mark.parametrize(
@@ -742,22 +759,43 @@ def test_nothing_beyond_the_requests(world: World, kind: str, fields: dict[str, 
     assert world.send.taken == world.hand_back.taken == []
 
 
-def test_requests_over_a_connection_that_was_passed_on(world: World) -> None:
-    """What the monitor passes on with the envelope is what requests and answers go over, until its end."""
+def test_one_connection_for_many_envelopes(world: World) -> None:
+    """Each line has the envelope it came with, whatever was said before or after it, and outlives the connection."""
+    connection = world.connect()
+    lines = [world.bound(over=connection, queue_id=f"4A{number}", recipient=f"u{number}@x.org") for number in range(3)]
+    assert ask(lines[1], "KEEP")[0] == "DONE"
+    connection.close()
+    assert [ask(lines[number], "KEEP")[0] for number in (2, 0)] == ["DONE", "DONE"]
+    assert [one.rcpt for one in world.hand_back.taken] == [f"RCPT TO:<u{number}@x.org>" for number in (1, 2, 0)]
+
+
+def test_an_agent_may_ask_before_submit_is_told(world: World) -> None:
+    """What was asked over a line before its envelope came is answered when it has."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection, message = world.connect(), sealed.seal([MESSAGE])
     with ours:
         ours.settimeout(10)
-        wire.send(ours, "KEEP", {})  # the agent asks before submit is told
+        wire.send(ours, "KEEP", {})
         with theirs:
             wire.send(connection, "ENVELOPE", ENVELOPE, (message, theirs.fileno()))
-        connection.close()
         os.close(message)
         answer = wire.receive(ours, RESPONSES)
         assert answer is not None
         assert answer.kind == "DONE"
         assert ask(ours, "KEEP") == ("DONE", answer.text("queue_id"))
     assert len(world.hand_back.taken) == 1
+
+
+def test_who_says_nothing_is_hung_up_on(tmp_path: Path) -> None:
+    """A line whose agent asks nothing ends after a while, a connection without an envelope too; a monitor's stays."""
+    world = World(tmp_path, idle=0.2)
+    try:
+        silent, monitor = world.connect(), world.connect()
+        line = world.bound(over=monitor)
+        assert (silent.recv(1), line.recv(1)) == (b"", b"")
+        assert ask(world.bound(over=monitor), "KEEP")[0] == "DONE"
+    finally:
+        world.close()
 
 
 @pytest.mark.parametrize("step", ["", "a b", "x" * 33, "0\n"])

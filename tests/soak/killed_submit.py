@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from milterapp.delivery import sealed, wire
@@ -153,16 +154,19 @@ class SubmitCase:
         """Return how each request was answered; `ended` for it and all after it where the connection ended."""
         answers: list[str] = []
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-                connection.settimeout(60)
+            with ExitStack() as stack, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                 connection.connect(self._settings.submit.socket)
+                line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                stack.enter_context(line)
+                line.settimeout(60)
                 descriptor = sealed.seal([MESSAGE])
                 envelope = {**ENVELOPE, "queue_id": queue_id, "sender": f"{queue_id.lower()}@example.org"}
-                wire.send(connection, "ENVELOPE", envelope, (descriptor,))
+                with theirs:
+                    wire.send(connection, "ENVELOPE", envelope, (descriptor, theirs.fileno()))
                 os.close(descriptor)
                 for kind, fields in REQUESTS:
-                    wire.send(connection, kind, fields)
-                    answer = wire.receive(connection, RESPONSES)
+                    wire.send(line, kind, fields)
+                    answer = wire.receive(line, RESPONSES)
                     if answer is None:
                         break
                     answers.append(answer.kind)
