@@ -64,7 +64,7 @@ class Service:
         self._tasks.start(self._listen(listener))
         swept, kept = time.monotonic(), False
         while self._open:
-            self._tasks.turn(_TIDY if kept or self._connections else _QUIET)
+            self._tasks.turn(_TIDY if kept else _QUIET)
             kept = self._postman.tidy()
             if time.monotonic() - swept > _SWEEP:
                 swept = time.monotonic()
