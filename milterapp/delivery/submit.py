@@ -141,7 +141,7 @@ class Service:
     def _serve_line(self, first: wire.Datagram) -> Task[None]:
         """Serve one line, which came with its envelope, until its end."""
         try:
-            with self._edge(), socket.socket(fileno=os.dup(first.descriptors[1])) as line:
+            with self._edge(), _line(first.descriptors[1]) as line:
                 line.setblocking(False)  # noqa: FBT003 - the same
                 with self._one_of(first.text("user")):
                     yield from self._converse(line, first)
@@ -226,6 +226,16 @@ class Service:
             seconds=round(time.monotonic() - start, 3),
         )
         return kind, fields
+
+
+def _line(descriptor: int) -> socket.socket:
+    """Return a socket of a descriptor that stays the caller's. Raises OSError: then nothing is left open."""
+    own = os.dup(descriptor)
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=own)
+    except BaseException:
+        os.close(own)
+        raise
 
 
 def _digest(message: int, size: int) -> Task[str]:

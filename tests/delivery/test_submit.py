@@ -727,6 +727,20 @@ def test_nothing_before_the_envelope(world: World, first: str) -> None:
     assert connection.recv(1) == b""
 
 
+def test_a_line_that_is_no_socket(world: World, tmp_path: Path) -> None:
+    """What is passed on in a line's place and is none ends nothing but itself, and no descriptor stays open."""
+    connection = world.connect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        descriptor, line = sealed.seal([MESSAGE]), os.open(tmp_path, os.O_RDONLY)
+        wire.send(connection, "ENVELOPE", ENVELOPE, (descriptor, line))
+        os.close(descriptor)
+        os.close(line)
+    line_after = world.bound(over=connection)
+    assert ask(line_after, "KEEP")[0] == "DONE"
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+
+
 @pytest.mark.parametrize("message", ["not sealed", "a file"])
 def test_a_message_that_could_change(world: World, message: str, tmp_path: Path) -> None:
     """The line of a message that is not sealed is closed, and the connection serves other envelopes."""
