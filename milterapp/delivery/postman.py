@@ -12,25 +12,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any
 
 from milterapp.delivery import replies, sealed, smtp, wire
 from milterapp.delivery.smtp_sessions import Sessions
 from milterapp.delivery.stores import one_line
+from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.delivery.tasks import Task
 from milterapp.mail.envelope import Envelope, split_address
-from milterapp.mail.limits import LimitHit, Limits
+from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.state.journal import Journal, Key
 from milterapp.state.rates import Rates
 from milterapp.state.replied import Replied
 
-__all__ = ["DeferredError", "Held", "Postman", "RefusedError", "SubmitPolicy"]
+__all__ = ["DeferredError", "Held", "Postman", "RefusedError"]
 
 _MOST_REPLIES = 4  # one message may cause, whatever its rules say
 _KEEP_RECORDS = 30 * 86400  # seconds; longer than Postfix tries (maximal_queue_lifetime)
@@ -73,41 +73,6 @@ class Held:
     def key(self) -> Key:
         """Return the journal's key."""
         return Key(self.envelope.queue_id, self.recipient, self.envelope.original_recipient, self.digest)
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitPolicy:
-    """The site's settings as submit needs them (milterapp.yaml(5), `submit`); seconds, paths. keep: `delivery.keep`."""
-
-    state: str
-    hand_back: str
-    send: str
-    hand_back_virtual: str = ""
-    forward_sender: str = "envelope"
-    forwards: int = 4
-    reply_interval: float = 7 * 86400.0
-    timeout: float = 60.0
-    delimiter: str = "+"
-    limits: Limits = field(default_factory=Limits)
-    keep: str = "postfix"
-    script_replies: int = 10
-    daily_replies: int = 200
-    script_recipients: int = 20
-    script_domains: tuple[str, ...] = ()
-
-    @classmethod
-    def from_site(cls, settings: Mapping[str, Any]) -> SubmitPolicy:
-        """Return submit's part of `dataclasses.asdict(Settings())`, or of that as JSON."""
-        own = {name: value for name, value in settings["submit"].items() if name != "socket"}
-        own["script_domains"] = tuple(one.lower() for one in own["script_domains"])
-        delivery, limits = settings["delivery"], Limits(**settings["limits"])
-        return cls(
-            **own,
-            delimiter=delivery["recipient_delimiter"],
-            limits=limits,
-            keep=delivery["keep"],
-            script_recipients=delivery["script_recipients"],
-        )
 
 
 class Postman:

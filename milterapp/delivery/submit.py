@@ -26,9 +26,10 @@ from typing import Any
 
 from milterapp import log
 from milterapp.delivery import door, linux, sealed, wire
-from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError, SubmitPolicy
+from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError
 from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable
 from milterapp.delivery.smtp import AddressError, SmtpError
+from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.delivery.tasks import FOREVER, Task, Tasks, Wait, pause
 from milterapp.mail.envelope import Envelope
 from milterapp.state.database import StateError

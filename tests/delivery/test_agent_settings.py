@@ -8,7 +8,7 @@ import json
 import pytest
 
 from milterapp.delivery.agent_settings import AgentSettings
-from milterapp.delivery.postman import SubmitPolicy
+from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.mail.limits import Limits
 from milterapp.settings import DeliverySettings, Settings, SubmitSettings
 

@@ -25,9 +25,10 @@ from pathlib import Path
 import pytest
 
 from milterapp.delivery import door, sealed, wire
-from milterapp.delivery.postman import Postman, SubmitPolicy
+from milterapp.delivery.postman import Postman
 from milterapp.delivery.requests import RESPONSES
 from milterapp.delivery.submit import Service
+from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.settings import Settings
 from tests.delivery.smtp_peer import SmtpPeer
 
