@@ -14,12 +14,11 @@ from collections.abc import Mapping
 
 from milterapp.delivery import wire
 from milterapp.delivery.requests import ANSWER
-from milterapp.delivery.tasks import WRITE, Task, Wait, pause
+from milterapp.delivery.tasks import WRITE, Task, Wait, connected
 
 __all__ = ["Line", "Lines"]
 
 _SEND = 10.0  # seconds to connect, and for the monitor to take a message
-_AGAIN = 0.05  # seconds until a monitor whose backlog is full is asked again
 _MOST = 32  # connections that are kept
 
 Item = Mapping[str, str]
@@ -41,24 +40,6 @@ class Lines:
         line = Line(self, item, message, kind)
         yield from line.send(self._kept.pop() if self._kept else None)
         return line
-
-    def connect(self) -> Task[socket.socket]:
-        """Return a new connection. Raises OSError."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        until = time.monotonic() + _SEND
-        try:
-            while True:
-                try:
-                    connection.connect(self.path)
-                except BlockingIOError as error:
-                    if time.monotonic() > until:
-                        raise TimeoutError("timed out") from error
-                    yield from pause(_AGAIN)
-                else:
-                    return connection
-        except BaseException:
-            connection.close()
-            raise
 
     def keep(self, connection: socket.socket) -> None:
         """Keep a connection for another message."""
@@ -92,7 +73,7 @@ class Line:
             yield from self._send_over(None)
 
     def _send_over(self, kept: socket.socket | None) -> Task[None]:
-        connection = (yield from self._lines.connect()) if kept is None else kept
+        connection = kept or (yield from connected(self._lines.path, socket.SOCK_SEQPACKET, _SEND))
         try:
             while True:
                 try:

@@ -7,11 +7,10 @@ Source: memfd_create(2), fcntl(2) "File sealing".
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
-__all__ = ["SEALS", "SealError", "append", "begin", "chunks", "digest", "fix", "measure", "read", "seal"]
+__all__ = ["SEALS", "SealError", "append", "begin", "chunks", "fix", "measure", "read", "seal"]
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _CHUNK = 256 * 1024
@@ -79,11 +78,3 @@ def chunks(descriptor: int, end: int | None = None) -> Iterator[bytes]:
 def read(descriptor: int, end: int | None = None) -> bytes:
     """Return what the memfd holds, up to byte `end`. Whoever has measured it, and says so, saves a call."""
     return b"".join(chunks(descriptor, end))
-
-
-def digest(descriptor: int, end: int | None = None) -> str:
-    """Return the SHA-256 of what the memfd holds, up to byte `end`, in hexadecimal."""
-    whole = hashlib.sha256()
-    for chunk in chunks(descriptor, end):
-        whole.update(chunk)
-    return whole.hexdigest()

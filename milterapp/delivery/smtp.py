@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
-from milterapp.delivery.tasks import READ, WRITE, Task, Wait, alone, pause
+from milterapp.delivery.tasks import READ, WRITE, Task, Wait, alone, connected
 
 __all__ = [
     "LMTP",
@@ -37,7 +36,6 @@ __all__ = [
 LMTP = "lmtp:"
 
 _SEND = 64 * 1024  # bytes that are sent at once
-_AGAIN = 0.05  # seconds until a server whose backlog is full is asked again
 _MOST_REPLY = 16 * 1024  # bytes of one reply
 _LONGEST_ADDRESS = 1000  # bytes; smtpd's line_length_limit is 2048
 _REPLY = re.compile(r"[2-5][0-9][0-9](?:[ -]|$)")
@@ -154,21 +152,7 @@ def _connect(address: str, timeout: float) -> Task[socket.socket]:
         connection = socket.create_connection(place, timeout)
         connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
         return connection
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    until = time.monotonic() + timeout
-    try:
-        while True:
-            try:
-                connection.connect(place)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise
-                yield from pause(_AGAIN)
-            else:
-                return connection
-    except BaseException:
-        connection.close()
-        raise
+    return (yield from connected(place, socket.SOCK_STREAM, timeout))
 
 
 def connect(address: str, timeout: float) -> Task[Dialogue]:

@@ -18,10 +18,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from itertools import count
 from typing import NamedTuple, TypeVar
 
-__all__ = ["ENDED", "FOREVER", "READ", "WRITE", "Task", "Tasks", "Wait", "alone", "elsewhere", "pause"]
+__all__ = ["ENDED", "FOREVER", "READ", "WRITE", "Task", "Tasks", "Wait", "alone", "connected", "elsewhere", "pause"]
 
 READ, WRITE, ENDED = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP  # poll(2) has the same numbers
 FOREVER = float("inf")
@@ -51,6 +52,25 @@ Task = Generator[Wait | None, int, T]  # None: until every other that can go on 
 def pause(seconds: float) -> Task[None]:
     """Wait for so many seconds."""
     yield Wait(-1, 0, seconds)
+
+
+def connected(path: str, kind: int, seconds: float) -> Task[socket.socket]:
+    """Return a connection to a unix socket, after that long at most where its backlog is full. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+    until = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                connection.connect(path)
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise TimeoutError("timed out") from error
+                yield from pause(_AGAIN)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 class Tasks:
@@ -115,7 +135,8 @@ class Tasks:
         self._pausing.clear()
         self._ready.clear()
         for task in tasks:
-            task.close()
+            with suppress(Exception):  # the rest must clean up all the same
+                task.close()
         self._epoll.close()
 
     def _look(self, now: float) -> None:

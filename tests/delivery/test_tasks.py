@@ -242,6 +242,29 @@ def test_the_end_of_all(ends: tuple[socket.socket, socket.socket]) -> None:
     assert sorted(ended) == ["goes on", "is to be watched", "pauses", "waits"]
 
 
+def test_one_that_does_not_end_keeps_no_other(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Closed, a task that raises or goes on is left behind, and the next one cleans up."""
+    ended: list[str] = []
+    tasks = Tasks()
+
+    def goes_on() -> Task[None]:
+        try:
+            yield Wait(ends[0].fileno())
+        finally:
+            yield None
+
+    def cleans_up() -> Task[None]:
+        try:
+            yield Wait(ends[1].fileno())
+        finally:
+            ended.append("cleaned up")
+
+    tasks.start(goes_on())
+    tasks.start(cleans_up())
+    tasks.close()
+    assert ended == ["cleaned up"]
+
+
 def _fails() -> str:
     raise ValueError("no")
 
