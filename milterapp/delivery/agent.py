@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from milterapp.delivery import fenced, filtered, notice, record, refusals, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
-from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral, waiting
+from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral, left_to_keep
 from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
@@ -74,7 +74,10 @@ def serve(control: socket.socket, settings: AgentSettings, home: str, user: str,
         while (job := wire.receive(control, JOB, descriptors=(1, 2))) is not None:
             signal.setitimer(signal.ITIMER_REAL, settings.deadline + 10)
             answer, event = agent.answer(job)
-            wire.send(control, "ANSWER", {"status": answer.status, "text": printable(answer.text, 600), "event": event})
+            said = {"status": answer.status, "text": printable(answer.text, 600), "event": event}
+            wire.send(control, "ANSWER", said, () if answer.edited < 0 else (answer.edited,))
+            if answer.edited >= 0:
+                os.close(answer.edited)
             signal.setitimer(signal.ITIMER_REAL, 0)
             if agent.programs.lost or agent.homeless:
                 break
@@ -190,7 +193,7 @@ class Agent:
             keep_here = self._settings.keep == "maildir"
             ruleless = loaded is not None and loaded.policy is loaded.site is None and not loaded.problems
             if home is None or (ruleless and not keep_here):
-                return _hand_back(arrived)
+                return Answer("keep")  # nothing to remember here: submit remembers
             now = int(time.time())
             journal = journal or self._new_journal(home)
             if prepared is None:
@@ -205,10 +208,11 @@ class Agent:
                     prepared = replace(prepared, fresh=False)
             if refused := self._scripts.write(home, decision):
                 event["outputs"] = refused
+            if self._settings.keep == "postfix" and (kept := left_to_keep(decision, arrived.raw)) is not None:
+                return kept  # submit marks that: a retry asks again, and hears that it is done
             maildir = Maildir(home, self._settings.maildir)
             job = Job(
                 arrived.envelope.sender, arrived.key, arrived.raw, journal, maildir, arrived.submit, now, keep_here,
-                handed_back=self._settings.keep == "postfix",
                 programs=self.programs,
                 variables=environment(arrived.envelope, self._settings.delimiter) if self._settings.programs else {},
                 filtered=Filtered(home, STATE, arrived.key.word),
@@ -344,14 +348,6 @@ def _arrived(job: wire.Datagram, message: int, submit: Submit) -> _Arrived:
     )
     key = Key(envelope.queue_id, recipient, original, hashlib.sha256(raw).hexdigest())
     return _Arrived(envelope, key, raw, submit)
-
-
-def _hand_back(arrived: _Arrived) -> Answer:
-    """Give the message back to Postfix as it came: no rules, so nothing to remember here (submit remembers)."""
-    outcome = arrived.submit.ask("KEEP", {})
-    if outcome.word == "done":
-        return Answer("ok", "", {"keep": outcome})
-    return Answer("defer", waiting(f"keep: {outcome.detail}"), {"keep": outcome})
 
 
 def _place(error: Exception) -> str:

@@ -5,8 +5,8 @@ message at once), leave one running past its deadline, or read what a user wrote
 
 The zygote forks them and kills them; the pool counts an agent until the kernel says that it has ended.
 
-Where few messages need submit, an agent has a line to it that leads nowhere yet: once it asks something, whoever gave
-the job hands our end on, and the next job comes with a new line. Until then the line serves one job after the other.
+Few messages need submit, so an agent has a line to it that leads nowhere yet: once it asks something, whoever gave the
+job hands our end on, and the next job comes with a new line. Until then the line serves one job after the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from milterapp.delivery import wire
+from milterapp.delivery import linux, wire
 from milterapp.delivery.children import Child, Loop
 from milterapp.delivery.event import Log
 from milterapp.delivery.requests import ANSWER
@@ -27,7 +27,7 @@ __all__ = ["Agents", "Done", "Room", "User", "Verdict"]
 
 _LEAVE = 2.0  # seconds an agent has to end by itself
 _AGAIN = 1.0  # seconds between two attempts to kill
-_STATUSES = ("ok", "defer", "reject")
+_STATUSES = ("ok", "defer", "reject", "keep")
 _AGAIN_BY_ANOTHER = "again"  # of an agent that has had a message before: its user has another home by now
 
 
@@ -44,9 +44,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a job ended. status: ok, defer or reject; decided: what the agent reports, unparsed; warm: it had run.
+    """How a job ended. status: ok, defer or reject; keep: it is to be handed back, which is all there is to do.
 
-    again: it has not begun, and another agent is to have it.
+    decided: what the agent reports, unparsed; warm: it had run; again: it has not begun, and another agent is to have
+    it; edited: the sealed memfd of what is to be handed back, the receiver's to close, -1 where that is as it came.
     """
 
     status: str
@@ -54,6 +55,7 @@ class Verdict:
     decided: str | None = None
     warm: bool | None = None
     again: bool = False
+    edited: int = -1
 
 
 Done = Callable[[Verdict], None]
@@ -133,17 +135,14 @@ class Agents:
         for agent in sorted(idle, key=lambda agent: agent.until)[: max(0, wanted)]:
             self._end(agent)
 
-    def give(self, user: User, job: wire.Fields, message: int, submit: int | Asks, done: Done) -> None:
-        """Give a job to the user's agent, where there is room; done is called once. Descriptors stay the caller's.
+    def give(self, user: User, job: wire.Fields, message: int, asks: Asks, done: Done) -> None:
+        """Give a job to the user's agent, where there is room; done is called once. The descriptor stays the caller's.
 
-        submit: a connection to it, or what is called where the agent asks something. Raises OSError or WireError where
-        it could not be given.
+        asks: is called where the agent asks submit something. Raises OSError or WireError where it could not be given.
         """
         agent = self._by_key.get((user.uid, user.home)) or self._spawn(user)
         try:
-            if isinstance(submit, int):
-                wire.send(agent.control, "JOB", job, (message, submit))
-            elif agent.line is not None:
+            if agent.line is not None:
                 wire.send(agent.control, "JOB", job, (message,))
             else:
                 self._send_with_line(agent, job, message)
@@ -151,7 +150,7 @@ class Agents:
             self._end(agent)
             raise
         agent.state, agent.job, agent.until = _State.BUSY, done, self._clock() + self._deadline
-        agent.asks = None if isinstance(submit, int) else submit
+        agent.asks = asks
         agent.jobs += 1
 
     def _send_with_line(self, agent: _Agent, job: wire.Fields, message: int) -> None:
@@ -252,22 +251,25 @@ class Agents:
 
     def _ready(self, agent: _Agent) -> None:
         """Take an agent's answer. Raises WireError for anything else, OSError."""
-        datagram = wire.receive(agent.control, ANSWER)
+        datagram = wire.receive(agent.control, ANSWER, descriptors=(0, 1))
         if datagram is None:
             self._lost(agent, "the agent ended")
             self._end(agent)
             return
         job, status = agent.job, datagram.text("status")
-        if job is not None and status == _AGAIN_BY_ANOTHER and agent.jobs > 1:  # a new one has to know
-            agent.job = None
-            self._end(agent)
-            job(Verdict("defer", datagram.text("text"), datagram.text("event"), warm=True, again=True))
-            return
-        if job is None or status not in _STATUSES:
+        again = status == _AGAIN_BY_ANOTHER and agent.jobs > 1  # a new one has to know
+        edited = datagram.descriptors[0] if datagram.descriptors else -1
+        sane = status in _STATUSES or again
+        if job is None or not sane or (edited >= 0 and (status != "keep" or not linux.is_sealed(edited))):
+            datagram.close()
             raise wire.WireError("an answer that makes no sense")
-        verdict = Verdict(status, datagram.text("text"), datagram.text("event"), agent.jobs > 1)
-        agent.job, agent.state, agent.until = None, _State.IDLE, self._clock() + self._idle
-        job(verdict)
+        agent.job = None
+        if again:
+            self._end(agent)
+        else:
+            agent.state, agent.until = _State.IDLE, self._clock() + self._idle
+        status = "defer" if again else status
+        job(Verdict(status, datagram.text("text"), datagram.text("event"), agent.jobs > 1, again, edited))
 
     def _hear(self, agent: _Agent) -> None:
         """Take an answer that lies in the socket of an agent that has ended since."""

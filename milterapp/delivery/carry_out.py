@@ -19,7 +19,7 @@ from functools import cached_property
 from milterapp.delivery import sealed, wire
 from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs
-from milterapp.delivery.requests import RESPONSES, printable
+from milterapp.delivery.requests import RESPONSES, printable, waiting
 from milterapp.delivery.said import MOST_TEXT
 from milterapp.delivery.stores import Maildir, Name, NoFolderError, stamped
 from milterapp.mail.edits import apply
@@ -28,12 +28,12 @@ from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Pipe, Send
 from milterapp.state.journal import Journal, Key, Prepared, StateError
 
 __all__ = [
-    "SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "deferral", "rejection", "through", "waiting",
+    "SECOND_VACATION", "Answer", "Job", "Outcome", "Submit", "carry_out", "deferral", "left_to_keep", "rejection",
+    "through",
 ]  # fmt: skip
 
 SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a message
 _FIELD = re.compile(rb"[!-9;-~]{1,200}[ \t]*:")  # how a header begins, RFC 5322 section 2.2
-_REPLIED = re.compile(r": [45][0-9]{2} [45](\.[0-9]{1,3}\.[0-9]{1,3}) ", re.ASCII)  # as `smtp` words it
 _REPLY_TEXT = MOST_TEXT
 _LAST = SendReply | Vacation | Send  # what leaves only when everything else is done
 _VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
@@ -49,11 +49,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the monitor is told: ok, defer or reject, one line of text, and what became of each delivery."""
+    """What the monitor is told: a status of `requests.ANSWER`, one line of text, and what became of each delivery.
+
+    edited: of what is to be kept, the sealed memfd of the message as edited, to be closed by who answers; -1 for none.
+    """
 
     status: str
     text: str = ""
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    edited: int = -1
 
 
 class Submit:
@@ -96,9 +100,8 @@ class Submit:
 class Job:
     """One message for one recipient, and everything that carrying a decision out needs. now: seconds since 1970.
 
-    keep_here: `keep` files into the inbox of the Maildir, submit is not asked; handed_back: submit hands what is kept
-    back to Postfix, and marks that. programs, variables: what runs programs, and their environment; filtered: where the
-    message is kept that filters wrote.
+    keep_here: `keep` files into the inbox of the Maildir, submit is not asked. programs, variables: what runs programs,
+    and their environment; filtered: where the message is kept that filters wrote.
     """
 
     sender: str
@@ -109,7 +112,6 @@ class Job:
     submit: Submit
     now: int
     keep_here: bool = False
-    handed_back: bool = False
     programs: Programs = field(default_factory=Programs)
     variables: Mapping[str, str] = field(default_factory=dict)
     filtered: Filtered | None = None
@@ -128,8 +130,6 @@ class _Steps:
         self._prepared = prepared
         self.done = {} if prepared.fresh else dict(job.journal.steps(job.key))
         self.outcomes: dict[str, Outcome] = {}
-        kinds = [*map(type, decision.deliveries)]
-        self._marked_by_submit = job.handed_back and kinds == [Keep] and not decision.filters
 
     @property
     def _edited(self) -> bytes:
@@ -143,8 +143,7 @@ class _Steps:
     def _filtered(self) -> bytes | str:
         """The message, edited and then filtered, or why it could not be; a second delivery does not try again."""
         job = self._job
-        raw = self._decision.message.encode("latin-1") or job.raw
-        message = apply(raw, self._decision.edits) if self._decision.edits else raw
+        message = _as_edited(self._decision, job.raw)
         if not self._decision.filters:
             return message
         try:
@@ -163,18 +162,14 @@ class _Steps:
         return message
 
     def once(self, step: str, do: Callable[[], Outcome]) -> Outcome:
-        """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again.
-
-        Where all that there is to do is to keep, submit's mark is enough: a retry asks, and hears that it is done.
-        Filters would run again for that.
-        """
+        """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again."""
         if step in self.done:
             word, _, detail = self.done[step].partition(" ")
             outcome = Outcome(word, detail)
         else:
             try:
                 outcome = do()
-                if outcome.word != "failed" and not self._marked_by_submit:
+                if outcome.word != "failed":
                     said = f"{outcome.word} {printable(outcome.detail)}"
                     self._job.journal.mark(self._job.key, step, said, self._job.now)
             except (OSError, StateError, _FilterError) as error:
@@ -281,6 +276,24 @@ def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
     return Answer(status, rejection(decision.reply) if status == "reject" else "", steps.outcomes)
 
 
+def left_to_keep(decision: Decision, raw: bytes) -> Answer | None:
+    """Return the answer that leaves a message to who gave the job, where to keep it is all there is to do; else None.
+
+    Filters would run again with a retry, so theirs is more. Raises OSError.
+    """
+    ends_well = _VERDICT_ENDS.get(decision.verdict) == "ok"
+    if not ends_well or [*map(type, decision.deliveries)] != [Keep] or decision.filters:
+        return None
+    as_it_came = not decision.edits and not decision.message
+    return Answer("keep", edited=-1 if as_it_came else sealed.seal([_as_edited(decision, raw)]))
+
+
+def _as_edited(decision: Decision, raw: bytes) -> bytes:
+    """Return the message, edited, before any filter. raw: as it came."""
+    message = decision.message.encode("latin-1") or raw
+    return apply(message, decision.edits) if decision.edits else message
+
+
 def through(programs: Programs, one: Filter, message: bytes, variables: Mapping[str, str]) -> tuple[bytes, str]:
     """Return what a filter makes of a message, or b"" and why it is none."""
     ran = programs.run(one.program, one.arguments, message, variables, wanted=True)
@@ -310,15 +323,6 @@ def _why(deliveries: Sequence[Delivery], failed: Sequence[str], outcomes: Mappin
     step = failed[0]
     outcome = outcomes.get(f"{step}.keep") or outcomes[step]
     return waiting(f"{deliveries[int(step)].to_json()['action']}: {outcome.detail}")
-
-
-def waiting(why: str) -> str:
-    """Return why a message waits, in one printable line, behind the status that a server gave, if that is why.
-
-    It is of class 4 then, whatever the server said: what it refuses for good waits as well.
-    """
-    found = _REPLIED.search(why)
-    return printable(f"4{found[1]} {why}" if found else why)
 
 
 def rejection(reply: Reply | None) -> str:

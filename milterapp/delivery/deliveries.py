@@ -19,7 +19,8 @@ from milterapp.delivery import kinds, linux, wire
 from milterapp.delivery.agents import Agents, Room, User, Verdict
 from milterapp.delivery.children import Child, Loop
 from milterapp.delivery.event import Log
-from milterapp.delivery.requests import RESPONSES, printable
+from milterapp.delivery.hand_over import ToSubmit
+from milterapp.delivery.requests import printable
 
 __all__ = ["Deliveries", "Phase"]
 
@@ -55,7 +56,10 @@ class _Client:
 
 @dataclass(slots=True, eq=False)
 class _Delivery:
-    """One message for one recipient. message: the sealed memfd, -1 before it came; user: None to hand back."""
+    """One message for one recipient. message: the sealed memfd, -1 before it came; user: None to hand back.
+
+    ends: when what has begun is over; kept: of an agent's that only kept it, so that it is to be handed back.
+    """
 
     number: int
     client: _Client | None
@@ -68,7 +72,8 @@ class _Delivery:
     virtual: bool = False
     user: User | None = None
     extension: str = ""
-    submit: socket.socket | None = None
+    ends: float = 0.0
+    kept: Verdict | None = None
     obstacle: str = Phase.WAITING.value
 
 
@@ -79,13 +84,13 @@ class Deliveries:
         self, settings: Mapping[str, Any], loop: Loop, resolver: Child, agents: Agents, log: Log,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self._own, self._submit_path = settings["delivery"], settings["submit"]["socket"]
+        self._own = settings["delivery"]
         self._keeps_here = self._own["keep"] == "maildir"
         self._loop, self._resolver, self._agents, self._log, self._clock = loop, resolver, agents, log, clock
         self._all: dict[int, _Delivery] = {}
         self._found: dict[bytes, tuple[User, str, float]] = {}  # of late: recipient to user, extension, when to ask
         self._idle: set[_Client] = set()
-        self._to_submit: socket.socket | None = None
+        self._submit = ToSubmit(loop, settings["submit"]["socket"])
         self._stopping = False
         self._last = 0
 
@@ -192,15 +197,13 @@ class Deliveries:
     def dispatch(self) -> None:
         """Begin what can be begun, in the order in which it came."""
         full = 0
-        back = sum(delivery.phase is Phase.HANDING_BACK for delivery in self._all.values())
         for delivery in list(self._all.values()):
             if delivery.phase is Phase.RESOLVING and not delivery.asked:
                 self._ask(delivery)
             if delivery.phase is not Phase.WAITING:
                 continue
-            if delivery.user is None:
-                room = Room.NOW if back < self._own["agents"] else Room.BUSY
-                back += 1
+            if delivery.user is None or delivery.kept is not None:
+                room = Room.NOW if len(self._submit) < self._own["agents"] else Room.BUSY
             else:
                 room = self._agents.room(delivery.user)
             full += room is Room.FULL
@@ -210,94 +213,70 @@ class Deliveries:
         self._agents.make_room(full)
 
     def _begin(self, delivery: _Delivery) -> None:
-        """Hand over to the agent, or ask for the hand-back; where submit or the agent is missing, go on waiting."""
+        """Hand over to the agent, or hand back; where the agent or submit is missing, go on waiting."""
+        user = delivery.user if delivery.kept is None else None
         try:
-            if delivery.user is None or not self._keeps_here:
+            if user is None or not self._keeps_here:
                 delivery.obstacle = "milterapp submit does not answer"
-                self._reach_submit(delivery)
-            if delivery.user is None:
+                self._submit.reach()
+            if user is None:
                 self._hand_back(delivery)
             else:
                 delivery.obstacle = "no agent can be started"
-                self._give(delivery, delivery.user)
+                self._give(delivery, user)
         except (OSError, wire.WireError) as error:
             delivery.obstacle += f": {error}"
-            self._close_submit(delivery)
 
-    def _reach_submit(self, delivery: _Delivery) -> None:
-        """Make a line to submit, and vouch for its envelope. Raises OSError or WireError."""
-        delivery.submit, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        with theirs:
-            self._vouch(delivery, theirs)
-
-    def _vouch(self, delivery: _Delivery, line: socket.socket) -> None:
-        """Tell submit, over the one connection to it, of which envelope a line is. Raises OSError or WireError.
-
-        A connection that has ended since is made anew: it was another submit's.
-        """
-        known = {tag: delivery.envelope[tag] for tag in _KNOWN}
+    def _vouched(self, delivery: _Delivery) -> tuple[str, Mapping[str, bytes | str]]:
+        """Return what submit is told of a delivery: a kind, and the fields of its envelope."""
         name = delivery.user.name if delivery.user else ""
-        kind = "VIRTUAL" if delivery.virtual else "ENVELOPE"
-        kept = self._to_submit is not None
-        try:
-            if self._to_submit is None:
-                self._to_submit = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-                self._to_submit.connect(self._submit_path)
-            wire.send(self._to_submit, kind, {**known, "user": name}, (delivery.message, line.fileno()))
-        except OSError as error:
-            ended = self._to_submit if isinstance(error, ConnectionError) or not kept else None
-            if ended is not None:  # else it is there, and has enough to do
-                ended.close()
-                self._to_submit = None
-            if not (kept and ended):
-                raise
-            self._vouch(delivery, line)
+        known: dict[str, bytes | str] = {tag: delivery.envelope[tag] for tag in _KNOWN}
+        return "VIRTUAL" if delivery.virtual else "ENVELOPE", {**known, "user": name}
 
     def _hand_back(self, delivery: _Delivery) -> None:
-        submit = delivery.submit
-        if submit is None:
-            raise ConnectionError("not connected")
-        wire.send(submit, "KEEP", {})
-        self._enter(delivery, Phase.HANDING_BACK, self._own["deadline"])
-        self._loop.watch(submit, lambda: self._handed_back(delivery, submit), lambda why: self._defer(delivery, why))
+        """Ask submit to keep it, as edited if it was. Raises OSError or WireError."""
+        before = delivery.kept
+        messages = (delivery.message, *((before.edited,) if before is not None and before.edited >= 0 else ()))
+        kind, envelope = self._vouched(delivery)
+        done = lambda kept, text: self._kept(delivery, text, kept=kept)  # noqa: E731 - a name for one argument
+        self._submit.keep(delivery.number, kind, envelope, messages, done)
+        self._enter(delivery, Phase.HANDING_BACK, delivery.ends - self._clock() if before else self._own["deadline"])
 
     def _give(self, delivery: _Delivery, user: User) -> None:
-        """Give the agent the message, and what it reaches submit over. Raises OSError or WireError.
-
-        Where mail is kept here few messages need submit, so it hears of one only when the agent asks.
-        """
+        """Give the agent the message; submit hears of it when the agent asks. Raises OSError or WireError."""
         job: dict[str, bytes | str | int] = {tag: delivery.envelope[tag] for tag in (*_KNOWN, "client")}
         job["extension"] = delivery.extension
-        asks: int | Callable[[socket.socket], None] = lambda line: self._asked(delivery, line)  # noqa: E731
-        if delivery.submit is not None:
-            delivery.submit.setblocking(True)  # noqa: FBT003 - the name says it; the agent shares what it is set to
-            asks = delivery.submit.fileno()
-        self._agents.give(user, job, delivery.message, asks, lambda verdict: self._heard(delivery, verdict))
+        self._agents.give(
+            user, job, delivery.message,
+            lambda line: self._asked(delivery, line), lambda verdict: self._heard(delivery, verdict),
+        )  # fmt: skip
+        delivery.ends = self._clock() + self._own["deadline"]
         self._enter(delivery, Phase.WORKING, float("inf"))  # the pool keeps that deadline
-        self._close_submit(delivery)  # the agent has its own
 
     def _heard(self, delivery: _Delivery, verdict: Verdict) -> None:
-        """Take what became of a job; one that has not begun waits for another agent."""
+        """Take what became of a job; one that has not begun waits for another agent, one to be kept for submit."""
         if verdict.again and not self._stopping:
             self._enter(delivery, Phase.WAITING, self._own["wait"])
+        elif verdict.status == "keep":
+            delivery.kept = verdict
+            self._enter(delivery, Phase.WAITING, delivery.ends - self._clock())
+            if len(self._submit) < self._own["agents"]:
+                self._begin(delivery)
         else:
             self._finish(delivery, verdict)
 
     def _asked(self, delivery: _Delivery, line: socket.socket) -> None:
         """Give submit the line that the agent has just asked over; the agent sees the end of it where not."""
         try:
-            self._vouch(delivery, line)
+            self._submit.vouch(*self._vouched(delivery), delivery.message, line)
         except (OSError, wire.WireError) as error:
             self._log("warning", "submit does not answer", queue_id=delivery.envelope["queue_id"], error=str(error))
 
-    def _handed_back(self, delivery: _Delivery, submit: socket.socket) -> None:
-        datagram = wire.receive(submit, RESPONSES)
-        if datagram is None:
-            self._defer(delivery, "milterapp submit gave up")
-        elif datagram.kind == "DONE":
-            self._finish(delivery, Verdict("ok", f"handed back as {datagram.text('queue_id')}"))
-        else:
-            self._defer(delivery, datagram.text("text"))
+    def _kept(self, delivery: _Delivery, text: str, *, kept: bool) -> None:
+        """Take what became of a hand-back. text: Postfix's queue id, or why it has not taken the message."""
+        before = delivery.kept or Verdict("", "")
+        status, said = ("ok", f"handed back as {text}") if kept else ("defer", text)
+        self._finish(delivery, Verdict(status, said, before.decided, before.warm))
 
     # the end
 
@@ -372,16 +351,13 @@ class Deliveries:
             client.delivery.client = None
             client.delivery = None
 
-    def _close_submit(self, delivery: _Delivery) -> None:
-        if delivery.submit is not None:
-            self._loop.unwatch(delivery.submit)
-            delivery.submit.close()
-            delivery.submit = None
-
     def _forget(self, delivery: _Delivery) -> None:
         self._all.pop(delivery.number, None)
         delivery.phase = Phase.DONE
-        self._close_submit(delivery)
+        self._submit.forget(delivery.number)
+        if delivery.kept is not None and delivery.kept.edited >= 0:
+            os.close(delivery.kept.edited)
+            delivery.kept = None
         if delivery.message >= 0:
             os.close(delivery.message)
             delivery.message = -1

@@ -20,12 +20,13 @@ import socket
 import syslog
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from milterapp.delivery import client, event, fenced, linux, received, runner, sealed, seccomp, smtp, wire, zygote
 from milterapp.delivery.agent_settings import AgentSettings
-from milterapp.delivery.requests import ANSWER, REQUESTS, printable
+from milterapp.delivery.requests import ANSWER, REQUESTS, printable, waiting
 
 __all__ = ["Temporary", "deliver", "envelope"]
 
@@ -164,7 +165,7 @@ class _Courier:
                 answer = wire.receive(control, ANSWER)
                 if answer is None:
                     raise Temporary("the rules of the recipient could not be run")
-                return answer
+                return self._kept(answer) if answer.text("status") == "keep" else answer
             if not ready:
                 raise Temporary("the delivery took too long")
             request = wire.receive(requests, REQUESTS, descriptors=(0, 1))
@@ -176,6 +177,12 @@ class _Courier:
                 wire.send(requests, kind, said)
             finally:
                 request.close()
+
+    def _kept(self, answer: wire.Datagram) -> wire.Datagram:
+        """Return the answer of an agent that leaves all to whoever keeps mail, once that has it, or why not."""
+        kind, said = self._answer(wire.Datagram("KEEP", {}))
+        status, text = ("ok", "") if kind == "DONE" else ("defer", waiting(f"keep: {said['text']}"))
+        return replace(answer, fields={**answer.fields, "status": status.encode(), "text": text.encode()})
 
     def _answer(self, request: wire.Datagram) -> tuple[str, Mapping[str, str]]:
         """Return the response to one request of the agent's."""

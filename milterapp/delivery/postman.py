@@ -53,14 +53,15 @@ class DeferredError(Exception):
 class Held:
     """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal.
 
-    virtual: the recipient is no account of this host, but one of a virtual domain; whole: the message, where it is
-    small.
+    size: in bytes; virtual: the recipient is no account of this host, but one of a virtual domain; whole: the message,
+    where it is small.
     """
 
     envelope: Envelope
     user: str
     message: int
     digest: str
+    size: int
     virtual: bool = False
     whole: bytes | None = None
 

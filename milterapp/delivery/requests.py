@@ -5,16 +5,26 @@ Must never: import anything but the standard library; the monitor reads with the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
-__all__ = ["ANSWER", "ENVELOPE", "JOB", "REQUESTS", "RESPONSES", "SCRIPT_ANSWERS", "SCRIPT_JOBS", "printable"]
+__all__ = [
+    "ANSWER", "ENVELOPE", "JOB", "KEPT", "REQUESTS", "RESPONSES", "SCRIPT_ANSWERS", "SCRIPT_JOBS", "printable",
+    "waiting",
+]  # fmt: skip
+
+_REPLIED = re.compile(r": [45][0-9]{2} [45](\.[0-9]{1,3}\.[0-9]{1,3}) ", re.ASCII)  # as `smtp` words it
 
 JOB: Mapping[str, Collection[str]] = {
     "JOB": ("sender", "recipient", "original", "queue_id", "client", "extension"),
 }
+# status: ok, defer or reject; keep: to keep it is all there is to do, which the monitor asks submit for, with a sealed
+# memfd beside the answer where the message was edited; again: an agent has not begun, and another one must
 ANSWER: Mapping[str, Collection[str]] = {"ANSWER": ("status", "text", "event")}
-_ENVELOPE = ("sender", "recipient", "original", "queue_id", "user")
-# VIRTUAL: what is kept goes on as virtual_transport was
+# id: of a message that the monitor itself asks to keep, as edited where two come, answered over the same connection;
+# without one a line comes with it, over which all is asked about it. VIRTUAL: what is kept goes on as virtual_transport
+# was
+_ENVELOPE = ("sender", "recipient", "original", "queue_id", "user", "id")
 ENVELOPE: Mapping[str, Collection[str]] = {"ENVELOPE": _ENVELOPE, "VIRTUAL": _ENVELOPE}
 REQUESTS: Mapping[str, Collection[str]] = {
     "KEEP": (),
@@ -28,6 +38,7 @@ REQUESTS: Mapping[str, Collection[str]] = {
     "NOTICE": ("subject", "text", "step"),
 }
 RESPONSES: Mapping[str, Collection[str]] = {"DONE": ("queue_id",), "REFUSED": ("text",), "FAILED": ("text",)}
+KEPT: Mapping[str, Collection[str]] = {"DONE": ("id", "queue_id"), "FAILED": ("id", "text")}
 
 # To the spawner, each with one sealed memfd; milliseconds: how long who asks will wait. DONE brings one back.
 SCRIPT_JOBS: Mapping[str, Collection[str]] = {"RUN": ("milliseconds",), "EXAMINE": ("milliseconds",)}
@@ -43,3 +54,12 @@ def printable(text: str, limit: int = 300) -> str:
     plain = one_line.isascii() and one_line.isprintable()
     safe = one_line if plain else "".join(char if " " <= char <= "~" else "?" for char in one_line)
     return safe if len(safe) <= limit else safe[: limit - 3].rstrip() + "..."
+
+
+def waiting(why: str) -> str:
+    """Return why a message waits, in one printable line, behind the status that a server gave, if that is why.
+
+    It is of class 4 then, whatever the server said: what it refuses for good waits as well.
+    """
+    found = _REPLIED.search(why)
+    return printable(f"4{found[1]} {why}" if found else why)

@@ -6,8 +6,9 @@ Must never: take a sender, a recipient or a message for `keep` and replies from 
 says; answer DONE before Postfix said 250 and the mark is on disk; send a thing twice that is marked.
 
 SECURITY. It runs as its own account, with group postdrop to reach Postfix's public/ sockets. Connections are taken
-from the monitor's uid alone (SO_PEERCRED); a datagram binds envelope and sealed message to a line that comes with them,
-and whoever has its other end (the recipient's agent) can only ask for what follows from those. Headers are parsed here.
+from the monitor's uid alone (SO_PEERCRED). A datagram has envelope and sealed message, to be kept for the monitor, or
+binds them to a line that comes with them: whoever has its other end (the recipient's agent) can only ask for what
+follows from those. Headers are parsed here.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from milterapp import log
 from milterapp.delivery import door, linux, sealed, wire
+from milterapp.delivery.event import Log
 from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError
-from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable
+from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable, waiting
 from milterapp.delivery.smtp import AddressError, SmtpError
 from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.delivery.tasks import FOREVER, Task, Tasks, Wait, pause
@@ -50,7 +51,7 @@ _SWEEP = 3600.0  # seconds between two sweeps of old records
 class Service:
     """Connections, a task each. idle: seconds for which a connection may say nothing."""
 
-    def __init__(self, postman: Postman, monitor: int, *, idle: float) -> None:
+    def __init__(self, postman: Postman, monitor: int, log: Log, *, idle: float) -> None:
         self._postman = postman
         self._monitor = monitor
         self._idle = idle
@@ -58,7 +59,7 @@ class Service:
         self._connections = self._requests = 0
         self._users: Counter[str] = Counter()
         self._open, self._stopping = True, False
-        self._log = log.get("submit")
+        self._log = log
 
     def run(self, listener: socket.socket) -> None:
         """Take connections until the listener is shut down; then wait for the requests under way."""
@@ -80,7 +81,7 @@ class Service:
         yield from door.callers(
             listener, self._begin,
             full=lambda: self._connections >= _CONNECTIONS,
-            fault=lambda reason: self._log.error("no connection taken", reason=reason),
+            fault=lambda reason: self._log("error", "no connection taken", reason=reason),
         )  # fmt: skip
         self._open = False
 
@@ -90,7 +91,7 @@ class Service:
             if uid != self._monitor:
                 raise wire.WireError(f"uid {uid} is not the monitor")
         except (wire.WireError, OSError) as error:
-            self._log.error("connection refused", reason=str(error))
+            self._log("error", "connection refused", reason=str(error))
             connection.close()
         else:
             self._tasks.start(self._serve(connection))
@@ -126,18 +127,50 @@ class Service:
         try:
             self._postman.sweep(int(time.time()))
         except StateError as error:
-            self._log.error("state", reason=str(error))
+            self._log("error", "state", reason=str(error))
 
     def _serve(self, connection: socket.socket) -> Task[None]:
-        """Take envelopes over one connection until its end, each with the line that requests about it come over."""
+        """Take envelopes over one connection until its end: what to keep, or the line that requests come over."""
         with self._edge(), connection:
             connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
             patience = self._idle
-            while (first := (yield from self._hear(connection, ENVELOPE, (2,), patience))) is not None:
-                self._tasks.start(self._serve_line(first))
+            while (first := (yield from self._hear(connection, ENVELOPE, (1, 2), patience))) is not None:
+                self._tasks.start(self._task(connection, first))
                 patience = FOREVER  # a monitor may have nothing to say for long
                 while self._connections >= _CONNECTIONS:
                     yield from pause(_FULL)
+
+    def _task(self, connection: socket.socket, first: wire.Datagram) -> Task[None]:
+        """Return what there is to do about an envelope. Raises WireError for one that makes no sense."""
+        try:
+            if "id" in first.fields:
+                return self._keep(connection, first, first.number("id"))
+            if len(first.descriptors) < 2:
+                raise wire.WireError("an envelope without a line")
+            return self._serve_line(first)
+        except wire.WireError:
+            first.close()
+            raise
+
+    def _keep(self, connection: socket.socket, asked: wire.Datagram, number: int) -> Task[None]:
+        """Keep one message for the monitor, and answer over its connection."""
+        _, *edited = asked.descriptors
+        try:
+            with self._edge(), self._busy():
+                said: tuple[str, Mapping[str, str]]
+                try:
+                    held = yield from _held(asked)
+                    for one in edited:
+                        sealed.measure(one, _longest(held))
+                except (sealed.SealError, OSError) as error:
+                    said = "FAILED", {"text": printable(str(error))}
+                else:
+                    said = yield from self._answer(held, wire.Datagram("KEEP", {}, tuple(edited)))
+                if said[0] != "DONE":
+                    said = "FAILED", {"text": waiting(f"keep: {said[1]['text']}")}
+                yield from _tell(connection, said[0], {"id": number, **said[1]}, self._idle)
+        finally:
+            asked.close()
 
     def _serve_line(self, first: wire.Datagram) -> Task[None]:
         """Serve one line, which came with its envelope, until its end."""
@@ -156,9 +189,9 @@ class Service:
         try:
             yield
         except (wire.WireError, sealed.SealError, OSError) as error:
-            self._log.warning("connection closed", reason=str(error) or type(error).__name__)
+            self._log("warning", "connection closed", reason=str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - a task's edge: the asker sees the end of the connection and defers
-            self._log.error("internal error", reason=f"{type(error).__name__}: {error}")
+            self._log("error", "internal error", reason=f"{type(error).__name__}: {error}")
         finally:
             self._connections -= 1
 
@@ -177,17 +210,7 @@ class Service:
                 yield Wait(connection.fileno(), seconds=seconds)
 
     def _converse(self, connection: socket.socket, first: wire.Datagram) -> Task[None]:
-        message = first.descriptors[0]
-        size = sealed.measure(message, _LONGEST_READ)
-        envelope = Envelope(
-            sender=first.text("sender"),
-            recipients=(first.text("recipient"),),
-            original_recipient=first.text("original"),
-            queue_id=first.text("queue_id"),
-        )
-        whole = sealed.read(message, size) if size <= _SMALL else None
-        digest = (yield from _digest(message, size)) if whole is None else hashlib.sha256(whole).hexdigest()
-        held = Held(envelope, first.text("user"), message, digest, virtual=first.kind == "VIRTUAL", whole=whole)
+        held = yield from _held(first)
         while True:
             yield Wait(connection.fileno(), seconds=self._idle)  # it comes when the agent has decided
             request = yield from self._hear(connection, REQUESTS, (0, 1), self._idle)
@@ -195,7 +218,7 @@ class Service:
                 return
             try:
                 for edited in request.descriptors:
-                    sealed.measure(edited, size + _GROWTH)
+                    sealed.measure(edited, _longest(held))
                 with self._busy():
                     kind, fields = yield from self._answer(held, request)
                     wire.send(connection, kind, fields)
@@ -214,18 +237,15 @@ class Service:
             kind, fields = "FAILED", {"text": printable(str(error) or type(error).__name__)}
         except Exception as error:  # noqa: BLE001 - the edge of one request: a fault of ours is temporary
             kind, fields = "FAILED", {"text": printable(f"internal error: {type(error).__name__}")}
-            self._log.error(
-                "internal error", reason=f"{type(error).__name__}: {error}", queue_id=held.envelope.queue_id
+            self._log(
+                "error", "internal error", reason=f"{type(error).__name__}: {error}", queue_id=held.envelope.queue_id
             )
-        self._log.info(
-            request.kind.lower(),
-            queue_id=held.envelope.queue_id,
-            recipient=printable(held.recipient),
-            result=kind.lower(),
-            new_queue_id=fields.get("queue_id", ""),
-            reason=fields.get("text", ""),
+        self._log(
+            "info", request.kind.lower(),
+            queue_id=held.envelope.queue_id, recipient=printable(held.recipient), result=kind.lower(),
+            new_queue_id=fields.get("queue_id", ""), reason=fields.get("text", ""),
             seconds=round(time.monotonic() - start, 3),
-        )
+        )  # fmt: skip
         return kind, fields
 
 
@@ -237,6 +257,43 @@ def _line(descriptor: int) -> socket.socket:
     except BaseException:
         os.close(own)
         raise
+
+
+def _tell(connection: socket.socket, kind: str, fields: wire.Fields, seconds: float) -> Task[None]:
+    """Send an answer over a connection that has others too: another task may wait for what comes over it.
+
+    Raises OSError: the asker is gone, or reads nothing for that long.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            wire.send(connection, kind, fields)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            yield from pause(_FULL)
+        else:
+            return
+
+
+def _held(first: wire.Datagram) -> Task[Held]:
+    """Return what the monitor vouches for, its message measured. Raises SealError or OSError."""
+    message = first.descriptors[0]
+    size = sealed.measure(message, _LONGEST_READ)
+    envelope = Envelope(
+        sender=first.text("sender"),
+        recipients=(first.text("recipient"),),
+        original_recipient=first.text("original"),
+        queue_id=first.text("queue_id"),
+    )
+    whole = sealed.read(message, size) if size <= _SMALL else None
+    digest = (yield from _digest(message, size)) if whole is None else hashlib.sha256(whole).hexdigest()
+    return Held(envelope, first.text("user"), message, digest, size, virtual=first.kind == "VIRTUAL", whole=whole)
+
+
+def _longest(held: Held) -> int:
+    """Return how many bytes the message may have once it is edited."""
+    return held.size + _GROWTH
 
 
 def _digest(message: int, size: int) -> Task[str]:
@@ -255,8 +312,7 @@ def main(argv: list[str]) -> int:
         return os.EX_USAGE
     settings: Mapping[str, Any] = json.loads(argv[0])
     own, accounts, delivery = settings["submit"], settings["accounts"], settings["delivery"]
-    log.configure(settings["log"])
-    said = log.get("submit")
+    log = Log("submit", settings["log"])
     try:
         monitor, account = linux.account(accounts["monitor"]), linux.account(accounts["submit"])
         door.make_folder(os.path.dirname(own["socket"]), account.uid, monitor.gid, 0o2750)
@@ -266,17 +322,17 @@ def main(argv: list[str]) -> int:
         postman = Postman(SubmitPolicy.from_site(settings))
         listener = door.listen(own["socket"], 0o660)
     except (linux.PrivilegeError, ValueError) as error:
-        said.error("cannot start", reason=str(error))
+        log("error", "cannot start", reason=str(error))
         return os.EX_CONFIG
     except (StateError, OSError) as error:  # a full disk, a former one that still ends: worth another try
-        said.error("cannot start", reason=str(error))
+        log("error", "cannot start", reason=str(error))
         return os.EX_TEMPFAIL
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
-    said.info("ready", socket=own["socket"])
-    Service(postman, monitor.uid, idle=delivery["deadline"] + delivery["wait"]).run(listener)
+    log("info", "ready", socket=own["socket"])
+    Service(postman, monitor.uid, log, idle=delivery["deadline"] + delivery["wait"]).run(listener)
     postman.leave()
-    said.info("stopped")
+    log("info", "stopped")
     return os.EX_OK
 
 

@@ -62,6 +62,15 @@ class Submit:
             return False
         if request is None:
             return False
+        kind, text = self.do(request, key)
+        try:
+            wire.send(connection, kind, {"queue_id" if kind == "DONE" else "text": text})
+        except ConnectionError:
+            return False  # it died while it waited; what was sent was sent
+        return True
+
+    def do(self, request: wire.Datagram, key: str) -> tuple[str, str]:
+        """Do what is asked; return the kind of the answer and its one field. Closes what came."""
         message = sealed.read(request.descriptors[0]) if request.descriptors else None
         fields = {tag: request.text(tag) for tag in request.fields}
         self.asked.append(Asked(request.kind, fields, message))
@@ -69,11 +78,7 @@ class Submit:
         kind, text = self.answers.get(request.kind, ("DONE", ""))
         if kind == "DONE":
             text = self.sent.setdefault((key, request.kind, fields.get("step", "")), f"4S{len(self.sent)}")
-        try:
-            wire.send(connection, kind, {"queue_id" if kind == "DONE" else "text": text})
-        except ConnectionError:
-            return False  # it died while it waited; what was sent was sent
-        return True
+        return kind, text
 
     @property
     def kinds(self) -> list[str]:
@@ -142,6 +147,7 @@ class AgentProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptor = sealed.seal([message])
         said = {**JOB, **fields}
+        key = "|".join((said["queue_id"], said["recipient"], said["original"]))
         with ours:
             try:
                 wire.send(self.control, "JOB", said, (descriptor, theirs.fileno()))
@@ -154,21 +160,26 @@ class AgentProcess:
             while True:
                 ready, _, _ = select.select(waiting, [], [], 30)
                 if ours in ready:
-                    if not submit.answer(ours, "|".join((said["queue_id"], said["recipient"], said["original"]))):
+                    if not submit.answer(ours, key):
                         waiting = (self.control,)
                 elif self.control in ready:
-                    return self._result()
+                    return self._result(submit, key)
                 else:
                     raise TimeoutError("the agent says nothing")
 
-    def _result(self) -> Result:
+    def _result(self, submit: Submit, key: str) -> Result:
+        """Return the answer; what is only to be kept is asked of submit, as the monitor does."""
         try:
-            answer = wire.receive(self.control, ANSWER)
+            answer = wire.receive(self.control, ANSWER, descriptors=(0, 1))
         except ConnectionError:
             answer = None
         if answer is None:
             return Result(None)
-        return Result(answer.text("status"), answer.text("text"), json.loads(answer.text("event")))
+        status, text, event = answer.text("status"), answer.text("text"), json.loads(answer.text("event"))
+        if status == "keep":
+            kind, said = submit.do(wire.Datagram("KEEP", {}, answer.descriptors), key)
+            status, text = ("ok", "") if kind == "DONE" else ("defer", said)
+        return Result(status, text, event)
 
     def close(self) -> int:
         """Hang up, and return its exit status."""

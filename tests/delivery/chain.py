@@ -39,7 +39,9 @@ class Submit(threading.Thread):
     def __init__(self, path: str) -> None:
         super().__init__(daemon=True)
         self.requests: list[tuple[str, str, str, bytes]] = []  # kind, recipient, user, message
-        self.heard: list[str] = []  # the recipient of each envelope
+        self.kept: list[tuple[str, str, bytes]] = []  # for the monitor itself: recipient, user, message
+        self.deaf = False  # whether those are never answered
+        self.heard: list[str] = []  # the recipient of each envelope that came with a line
         self.answer: tuple[str, dict[str, str]] = ("DONE", {"queue_id": "NEW"})
         self.connections: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -60,13 +62,26 @@ class Submit(threading.Thread):
     def _serve(self, connection: socket.socket) -> None:
         """Take envelopes; what is asked about each comes over the line that came with it."""
         self.connections.append(connection)
-        while (envelope := wire.receive(connection, ENVELOPE, descriptors=(2,))) is not None:
+        while (envelope := wire.receive(connection, ENVELOPE, descriptors=(1, 2))) is not None:
             message = os.pread(envelope.descriptors[0], 1 << 20, 0)
+            if "id" in envelope.fields:
+                self._keep(connection, envelope, message)
+                continue
             line = socket.socket(fileno=os.dup(envelope.descriptors[1]))
             line.setblocking(True)
             self.heard.append(envelope.text("recipient"))
             envelope.close()
             threading.Thread(target=self._answer, args=(line, envelope, message), daemon=True).start()
+
+    def _keep(self, connection: socket.socket, asked: wire.Datagram, message: bytes) -> None:
+        """Do what the monitor itself asks."""
+        if asked.descriptors[1:]:
+            message = os.pread(asked.descriptors[1], 1 << 20, 0)
+        asked.close()
+        self.kept.append((asked.text("recipient"), asked.text("user"), message))
+        if not self.deaf:
+            kind, fields = self.answer
+            wire.send(connection, kind, {"id": asked.text("id"), **fields})
 
     def _answer(self, line: socket.socket, envelope: wire.Datagram, message: bytes) -> None:
         with line:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from milterapp.delivery import kinds, linux, monitor, wire, zygote
+from milterapp.delivery import kinds, linux, monitor, sealed, wire, zygote
 from milterapp.delivery.requests import JOB
 
 
@@ -77,12 +77,25 @@ def inside() -> dict[str, Any]:
     }
 
 
+# by queue id: to keep is all that is to be done, with these as what was edited
+EDITED: Mapping[str, tuple[str, ...]] = {"KEEP": (), "EDITED": ("sealed",), "UNSEALED": ("loose",)}
 _served: list[str] = []  # queue ids that this process has answered
+
+
+_line: list[int] = []  # to submit, which no job has used yet
+
+
+def ask() -> str:
+    """Have submit keep the message; return what the monitor is told."""
+    with socket.socket(fileno=_line.pop()) as submit:
+        wire.send(submit, "KEEP", {})
+        answer = wire.receive(submit, {"DONE": ("queue_id",), "FAILED": ("text",)})
+    return "ok" if answer is not None and answer.kind == "DONE" else "defer"
 
 
 def act(job: wire.Datagram, home: str, user: str) -> tuple[str, str, str]:
     """Return status, text and event for a job, or never: its queue id says which."""
-    message, connection = job.descriptors
+    message = job.descriptors[0]
     what = job.text("queue_id")
     if what == "CRASH":
         os._exit(3)
@@ -113,25 +126,28 @@ def act(job: wire.Datagram, home: str, user: str) -> tuple[str, str, str]:
         return "reject", "5.7.1 not for me\nreally", ""
     elif what == "PROBE":
         return "ok", "", json.dumps(inside())
-    elif what == "KEEP":
-        with socket.socket(fileno=os.dup(connection)) as submit:
-            wire.send(submit, "KEEP", {})
-            answer = wire.receive(submit, {"DONE": ("queue_id",), "FAILED": ("text",)})
-        return "ok" if answer is not None and answer.kind == "DONE" else "defer", "", ""
+    elif what == "ASK":
+        return ask(), "", ""
+    elif what in EDITED:
+        return "keep", "", json.dumps({"rules": [what]})
     size = os.fstat(message).st_size
     return "ok", "", json.dumps({"pid": os.getpid(), "size": size, "home": home, "user": user, "uid": os.getuid()})
 
 
 def serve(control: socket.socket, home: str, user: str) -> None:
     """Be an agent."""
-    while (job := wire.receive(control, JOB, descriptors=(2,))) is not None:
+    while (job := wire.receive(control, JOB, descriptors=(1, 2))) is not None:
+        _line.extend(job.descriptors[1:])
         if job.text("queue_id") == "GARBAGE":
             control.send(b"SOMETHING\nelse:3:abc\n")
             continue
+        what = job.text("queue_id")
         status, text, event = act(job, home, user)
-        _served.append(job.text("queue_id"))
-        wire.send(control, "ANSWER", {"status": status, "text": text, "event": event})
-        job.close()
+        _served.append(what)
+        edited = [sealed.seal([b"edited"]) if one == "sealed" else os.memfd_create(one) for one in EDITED.get(what, ())]
+        wire.send(control, "ANSWER", {"status": status, "text": text, "event": event}, edited)
+        for one in (job.descriptors[0], *edited):
+            os.close(one)
     os._exit(0)
 
 

@@ -436,13 +436,9 @@ def test_very_long_problems(person: Person, start: Start) -> None:
         pytest.param("lmtp: No such file", "keep: lmtp: No such file", id="no answer"),
     ],
 )
-@pytest.mark.parametrize("rules", ["", COPY], ids=["no rules", "rules"])
-def test_a_store_that_refuses_is_named_with_its_status(
-    person: Person, start: Start, rules: str, said: str, text: str
-) -> None:
+def test_a_store_that_refuses_is_named_with_its_status(person: Person, start: Start, said: str, text: str) -> None:
     """Where who keeps the mail gives a status, Postfix's queue shows it, as a temporary one; nothing is made up."""
-    if rules:
-        person.write(rules)
+    person.write(COPY)
     result = start().deliver(Submit({"KEEP": ("FAILED", said)}))
     assert (result.status, result.text) == ("defer", text)
 
@@ -465,12 +461,14 @@ def test_could_not_tell(person: Person, start: Start, broken_rules: str, status:
     ],
 )
 def test_a_keep_is_marked_once(person: Person, start: Start, then: str, keep: str, asked: list[str]) -> None:
-    """Where a hand-back is all there is, a retry asks submit and hears that it is done; else both journals know it."""
+    """Where a hand-back is all there is, a retry has submit asked, which knows; else both journals know it."""
     person.write(f"rules:\n  - name: it\n    then: {then}\n")
     submit, agent = Submit(), start(keep=keep)
     for _ in range(2):
         result = agent.deliver(submit)
-        assert (result.status, result.event["outcomes"][str(len(result.event["deliveries"]) - 1)]) == ("ok", "done 4S0")
+        assert result.status == "ok"
+        outcomes = result.event.get("outcomes", {})
+        assert outcomes.get(str(len(result.event["deliveries"]) - 1)) == (None if len(asked) > 1 else "done 4S0")
     assert (submit.kinds, len(submit.sent)) == (asked, 1)
 
 

@@ -133,14 +133,13 @@ def test_what_an_agent_leaves_behind_is_killed(chain: Chain) -> None:
 def test_who_is_no_user_is_handed_back(chain: Chain, recipient: str) -> None:
     """Unknown users and ids below the floors go back to Postfix unchanged, without an agent."""
     assert chain.deliver(recipient) == (0, b"")
-    assert chain.submit.requests == [("KEEP", recipient, "", MESSAGE)]
+    assert chain.submit.kept == [(recipient, "", MESSAGE)]
     assert len(chain.children()) == 2
 
 
-@pytest.mark.parametrize("kind", ["REFUSED", "FAILED"])
-def test_a_hand_back_that_submit_refuses_is_deferred(chain: Chain, kind: str) -> None:
+def test_a_hand_back_that_submit_refuses_is_deferred(chain: Chain) -> None:
     """What Postfix does not take back stays in its queue."""
-    chain.submit.answer = (kind, {"text": "552 too large"})
+    chain.submit.answer = ("FAILED", {"text": "552 too large"})
     assert chain.deliver("nosuch@x") == (75, b"4.3.0 552 too large\n")
 
 
@@ -153,20 +152,83 @@ def test_without_submit_everything_waits_and_is_deferred(chain: Chain) -> None:
 
 def test_a_submit_that_was_started_anew_has_the_next_message(chain: Chain) -> None:
     """The one connection to submit is kept from message to message, and made anew where it has ended."""
-    assert [chain.deliver(queue_id="KEEP") for _ in range(2)] == [(0, b"")] * 2
+    assert [chain.deliver(queue_id=one) for one in ("KEEP", "ASK", "ASK")] == [(0, b"")] * 3
     assert len(chain.submit.connections) == 1
     chain.submit.stop()
     path = f"{chain.folder}/submit/socket"
     os.unlink(path)
     chain.submit = Submit(path)
-    assert [chain.deliver(queue_id="KEEP") for _ in range(2)] == [(0, b"")] * 2
-    assert (len(chain.submit.connections), len(chain.submit.requests)) == (1, 2)
+    assert [chain.deliver(queue_id=one) for one in ("ASK", "KEEP", "ASK")] == [(0, b"")] * 3
+    assert (len(chain.submit.connections), len(chain.submit.requests), len(chain.submit.kept)) == (1, 2, 1)
 
 
 def test_the_agent_speaks_to_submit_over_the_connection_it_was_given(chain: Chain) -> None:
     """submit knows the envelope from the monitor; the agent only asks."""
-    assert chain.deliver(queue_id="KEEP") == (0, b"")
+    assert chain.deliver(queue_id="ASK") == (0, b"")
     assert chain.submit.requests == [("KEEP", "u20001@example.org", "u20001", MESSAGE)]
+
+
+@pytest.mark.parametrize(
+    ("queue_id", "message"),
+    [pytest.param("KEEP", MESSAGE, id="as it came"), pytest.param("EDITED", b"edited", id="edited")],
+)
+def test_what_is_only_kept_the_monitor_hands_back(chain: Chain, queue_id: str, message: bytes) -> None:
+    """An agent that has nothing to do but keep says so; the monitor has submit do it, and logs what both say."""
+    assert [chain.deliver(queue_id=queue_id) for _ in range(2)] == [(0, b"")] * 2
+    assert chain.submit.kept == [("u20001@example.org", "u20001", message)] * 2
+    assert (chain.submit.requests, chain.submit.heard) == ([], [])
+    said = chain.wait("delivery", 2)
+    assert (said["text"], said["warm"], said["status"]) == ("handed back as NEW", True, "ok")
+    assert chain.decided(2)["rules"] == [queue_id]
+
+
+def test_an_edited_message_that_is_not_sealed_is_none(chain: Chain) -> None:
+    """What an agent could still change is not passed on: that agent talks nonsense, and the message waits."""
+    status, output = chain.deliver(queue_id="UNSEALED")
+    assert (status, output[:33]) == (75, b"4.3.0 the agent did not answer pr")
+    assert chain.submit.kept == []
+    assert chain.deliver(queue_id="KEEP") == (0, b"")
+
+
+def test_what_submit_does_not_keep_waits(chain: Chain) -> None:
+    """Why Postfix does not take it is said in its queue, beside what the agent decided."""
+    chain.submit.answer = ("FAILED", {"text": "4.3.1 keep: DATA: 452 4.3.1 no room"})
+    assert chain.deliver(queue_id="KEEP") == (75, b"4.3.1 keep: DATA: 452 4.3.1 no room\n")
+    assert chain.decided(status="defer")["rules"] == ["KEEP"]
+
+
+def test_a_submit_that_ends_is_waited_for_no_longer(chain: Chain) -> None:
+    """What it was asked to keep is deferred at once, not at the deadline, and the next message goes on."""
+    chain.submit.deaf = True
+    asked = chain.begin(queue_id="KEEP")
+    until = time.monotonic() + 20
+    while not chain.submit.kept and time.monotonic() < until:
+        time.sleep(0.01)
+    chain.submit.stop()
+    path = f"{chain.folder}/submit/socket"
+    os.unlink(path)
+    chain.submit = Submit(path)
+    assert chain.end(asked) == (75, b"4.3.0 milterapp submit gave up\n")
+    assert chain.deliver(queue_id="KEEP") == (0, b"")
+
+
+def test_a_submit_that_says_nothing_is_given_the_rest_of_the_deadline(chain: Chain) -> None:
+    """A hand-back ends with the deadline of its delivery; that agent has long had the next message."""
+    chain.submit.deaf = True
+    begun = time.monotonic()
+    asked = chain.begin(queue_id="KEEP")
+    chain.wait("started", child="zygote")
+    assert chain.deliver(queue_id="A") == (0, b"")
+    assert chain.end(asked) == (75, b"4.3.0 milterapp submit did not answer in time\n")
+    assert time.monotonic() - begun < 20
+
+
+def test_hand_backs_take_turns(chain: Chain) -> None:
+    """Of three messages that submit is slow with it is asked for as many at once as there may be agents."""
+    chain.submit.deaf = True
+    clients = [chain.begin(f"u{uid}@x", "KEEP") for uid in range(20001, 20004)]
+    assert [chain.end(client)[0] for client in clients] == [75] * 3
+    assert len(chain.submit.kept) == 2
 
 
 @pytest.fixture
@@ -181,19 +243,19 @@ def keeper() -> Iterator[Chain]:
 
 def test_submit_hears_of_a_message_when_the_agent_asks(keeper: Chain) -> None:
     """With `keep: maildir` submit is told of those messages alone that need it, and then knows the envelope."""
-    assert [keeper.deliver(queue_id=one) for one in ("A", "KEEP", "B")] == [(0, b"")] * 3
+    assert [keeper.deliver(queue_id=one) for one in ("A", "ASK", "B")] == [(0, b"")] * 3
     assert keeper.submit.heard == ["u20001@example.org"]
     assert keeper.submit.requests == [("KEEP", "u20001@example.org", "u20001", MESSAGE)]
     assert keeper.deliver("nosuch@x", "C") == (0, b"")  # handed back by the monitor itself
-    assert keeper.submit.heard == ["u20001@example.org", "nosuch@x"]
+    assert keeper.submit.kept == [("nosuch@x", "", MESSAGE)]
 
 
 def test_an_agent_that_asks_a_submit_that_is_gone_sees_the_end(keeper: Chain) -> None:
     """Without submit, mail that is kept in the Maildir goes on; who asks for more is deferred at once."""
     keeper.submit.stop()
     assert keeper.deliver(queue_id="A") == (0, b"")
-    assert keeper.deliver(queue_id="KEEP")[0] == 75
-    assert keeper.wait("submit does not answer")["queue_id"] == "KEEP"
+    assert keeper.deliver(queue_id="ASK")[0] == 75
+    assert keeper.wait("submit does not answer")["queue_id"] == "ASK"
     assert keeper.deliver(queue_id="B") == (0, b"")
 
 

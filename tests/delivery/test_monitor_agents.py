@@ -71,7 +71,7 @@ def test_a_user_without_rules_gets_mail_as_before(chain: Chain) -> None:
     """Without rules the message goes back to Postfix, unchanged."""
     chain.home(20012)
     assert deliver(chain, 20012, MESSAGE, "B1") == (0, b"")
-    assert ("KEEP", "u20012@x", "u20012", MESSAGE) in chain.submit.requests
+    assert chain.submit.kept == [("u20012@x", "u20012", MESSAGE)]
 
 
 def test_broken_rules_defer(chain: Chain) -> None:

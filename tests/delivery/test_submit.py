@@ -25,8 +25,9 @@ from pathlib import Path
 import pytest
 
 from milterapp.delivery import door, sealed, wire
+from milterapp.delivery.event import Log
 from milterapp.delivery.postman import Postman
-from milterapp.delivery.requests import RESPONSES
+from milterapp.delivery.requests import KEPT, RESPONSES
 from milterapp.delivery.submit import Service
 from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.settings import Settings
@@ -62,7 +63,7 @@ class World:
         self.postman = Postman(self.policy)
         self.listener = door.listen(str(self.folder / "submit"), 0o660)
         self._thread = threading.Thread(
-            target=Service(self.postman, self.monitor, idle=self.idle).run, args=(self.listener,)
+            target=Service(self.postman, self.monitor, Log("submit"), idle=self.idle).run, args=(self.listener,)
         )
         self._thread.start()
 
@@ -158,6 +159,117 @@ def test_keep_over_lmtp(world: World) -> None:
         assert (len(world.hand_back.taken), len(keeper.taken)) == (1, 1)
     finally:
         keeper.close()
+
+
+def tell(connection: socket.socket, number: str, *messages: bytes, **other: str) -> None:
+    """Ask, as the monitor does for itself, to keep a message."""
+    descriptors = [sealed.seal([one]) for one in messages or (MESSAGE,)]
+    wire.send(connection, "ENVELOPE", {**ENVELOPE, "id": number, **other}, descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def kept(connection: socket.socket) -> tuple[str, str, str]:
+    """Return the next answer to that: a number, the kind of the answer and its one field."""
+    answer = wire.receive(connection, KEPT)
+    assert answer is not None
+    return answer.text("id"), answer.kind, answer.text("queue_id") or answer.text("text")
+
+
+def test_the_monitor_has_a_message_kept(world: World) -> None:
+    """What the monitor itself asks to keep goes back as it came, or as edited, each once, with its own answer."""
+    connection = world.connect()
+    tell(connection, "7")
+    assert kept(connection) == ("7", "DONE", "4Q0")
+    tell(connection, "8", MESSAGE, b"X: y\n" + MESSAGE, queue_id="4B")
+    assert kept(connection) == ("8", "DONE", "4Q1")
+    tell(connection, "9")
+    assert kept(connection) == ("9", "DONE", "4Q0")
+    assert ask(world.bound(over=connection), "KEEP") == ("DONE", "4Q0")
+    first, second = world.hand_back.taken
+    assert (first.mail, first.rcpt) == ("MAIL FROM:<ann@example.org>", "RCPT TO:<bob@x.org>")
+    assert first.data == MESSAGE.replace(b"\n", b"\r\n")
+    assert second.data == b"X: y\r\n" + first.data
+
+
+def test_the_monitor_is_answered_in_any_order(world: World) -> None:
+    """A message that Postfix takes its time with holds up no other over the same connection."""
+    assert world.policy is not None
+    slow = SmtpPeer(str(world.folder / "lmtp"), silent=threading.Event())
+    try:
+        world.stop()
+        world.policy = dataclasses.replace(world.policy, keep=f"lmtp:unix:{slow.address}")
+        world.start()
+        connection = world.connect()
+        tell(connection, "1")
+        tell(connection, "2", user="", queue_id="4B")
+        assert kept(connection) == ("2", "DONE", "4Q0")
+        assert slow.silent is not None
+        slow.silent.set()
+        assert kept(connection) == ("1", "DONE", "4Q0")
+    finally:
+        slow.close()
+
+
+@pytest.mark.parametrize(
+    ("refuse", "text"),
+    [
+        pytest.param("452 4.3.1 no room", "4.3.1 keep: the end of the data: 452 4.3.1 no room", id="4xx"),
+        pytest.param("552 5.3.4 too big", "4.3.4 keep: the end of the data: 552 5.3.4 too big", id="5xx"),
+        pytest.param("451 later", "keep: the end of the data: 451 later", id="without a status"),
+    ],
+)
+def test_the_monitor_hears_why_not(world: World, refuse: str, text: str) -> None:
+    """What is not taken is FAILED, behind the status that Postfix gave, of class 4; the next one goes on."""
+    world.hand_back.refuse = refuse
+    connection = world.connect()
+    tell(connection, "1")
+    assert kept(connection) == ("1", "FAILED", text)
+    world.hand_back.refuse = ""
+    tell(connection, "2")
+    assert kept(connection) == ("2", "DONE", "4Q0")
+
+
+@pytest.mark.parametrize("which", ["message", "edited"])
+def test_what_the_monitor_hands_on_cannot_change(world: World, which: str) -> None:
+    """A message that is not sealed is not kept, as it came or as edited."""
+    connection, sound, loose = world.connect(), sealed.seal([MESSAGE]), _loose()
+    messages = (loose,) if which == "message" else (sound, loose)
+    wire.send(connection, "ENVELOPE", {**ENVELOPE, "id": "1"}, messages)
+    os.close(sound)
+    os.close(loose)
+    assert kept(connection) == ("1", "FAILED", "keep: the message is not sealed")
+    assert world.hand_back.taken == []
+
+
+def test_a_monitor_that_hears_no_answer(world: World) -> None:
+    """Where the asker is gone, or its number is none, what was asked for is done or not, and others are served."""
+    world.hand_back.silent = threading.Event()
+    connection = world.connect()
+    tell(connection, "1")
+    while not world.postman._under_way:
+        time.sleep(0.01)
+    connection.close()
+    other = world.connect()
+    tell(other, "x")
+    assert other.recv(1) == b""
+    world.hand_back.silent.set()
+    last = world.connect()
+    tell(last, "2", queue_id="4B")
+    assert kept(last)[:2] == ("2", "DONE")
+    assert len(world.hand_back.taken) == 2
+
+
+def test_many_answers_wait_for_a_slow_monitor(world: World) -> None:
+    """A monitor that asks on without reading has all its answers, once it reads."""
+    connection = world.connect()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    for number in range(400):
+        tell(connection, str(number), queue_id=f"4A{number % 40}")
+    answers = [kept(connection) for _ in range(400)]
+    assert {kind for _, kind, _ in answers} <= {"DONE", "FAILED"}  # of one message a second request may be under way
+    assert sorted(int(number) for number, *_ in answers) == list(range(400))
+    assert len(world.hand_back.taken) == 40
 
 
 def test_a_null_sender_stays_null(world: World) -> None:
@@ -851,9 +963,6 @@ def test_what_is_not_stale_stays(world: World, tmp_path: Path) -> None:
 
 def test_one_line_a_request(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     """Each request is logged once with old and new queue id and the result, never with a text of the message."""
-    from milterapp import log
-
-    log.configure("logfmt")
     ask(world.bound(), "KEEP")
     world.stop()
     world.start()

@@ -1,0 +1,96 @@
+"""The monitor's one connection to submit: what it asks there itself, and the lines of agents that it vouches for.
+
+Must never: read a message, parse what submit says of one, or ask for one thing twice: what was asked over a connection
+that has ended is over, and Postfix comes again.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from milterapp.delivery import wire
+from milterapp.delivery.children import Loop
+from milterapp.delivery.requests import KEPT
+
+__all__ = ["Done", "ToSubmit"]
+
+Done = Callable[[bool, str], None]  # whether Postfix has it, and as which queue id; else why not
+
+
+class ToSubmit:
+    """The connection, made when it is needed, and anew where it has ended: it was another submit's."""
+
+    def __init__(self, loop: Loop, path: str) -> None:
+        self._loop, self._path = loop, path
+        self._connection: socket.socket | None = None
+        self._asked: dict[int, Done] = {}
+
+    def __len__(self) -> int:
+        """Return how many messages it was asked to keep and has not answered for."""
+        return len(self._asked)
+
+    def reach(self) -> None:
+        """See that there is somebody to ask. Raises OSError."""
+        if self._connection is not None:
+            return
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            connection.connect(self._path)
+            self._loop.watch(connection, lambda: self._hear(connection), lambda _: self._end())
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def vouch(self, kind: str, envelope: wire.Fields, message: int, line: socket.socket) -> None:
+        """Tell submit of which envelope and message a line is. Raises OSError or WireError."""
+        self._send(kind, envelope, (message, line.fileno()))
+
+    def keep(self, number: int, kind: str, envelope: wire.Fields, messages: tuple[int, ...], done: Done) -> None:
+        """Ask submit to keep a message; done is called once, but where it is forgotten. Raises OSError or WireError.
+
+        number: tells it from all others, and is never used again; messages: as it came, and as edited, if it was.
+        """
+        self._send(kind, {**envelope, "id": number}, messages)
+        self._asked[number] = done
+
+    def forget(self, number: int) -> None:
+        """Hear no more of what was asked; nothing happens where it was not."""
+        self._asked.pop(number, None)
+
+    def _send(self, kind: str, fields: wire.Fields, descriptors: tuple[int, ...]) -> None:
+        for kept in (self._connection is not None, False):
+            self.reach()
+            connection = self._connection
+            if connection is None:
+                raise ConnectionError("not connected")
+            try:
+                wire.send(connection, kind, fields, descriptors)
+            except ConnectionError:
+                self._end()
+                if not kept:
+                    raise
+            else:
+                return
+
+    def _hear(self, connection: socket.socket) -> None:
+        """Take an answer. Raises WireError or OSError: that ends the connection."""
+        answer = wire.receive(connection, KEPT)
+        if answer is None:
+            self._end()
+            return
+        done = self._asked.pop(answer.number("id"), None)
+        if done is not None:
+            kept = answer.kind == "DONE"
+            done(kept, answer.text("queue_id" if kept else "text"))
+
+    def _end(self) -> None:
+        """Give the connection up, and all that was asked over it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._loop.unwatch(connection)
+            connection.close()
+        asked, self._asked = self._asked, {}
+        for done in asked.values():
+            done(False, "milterapp submit gave up")  # noqa: FBT003 - the type of Done says it
