@@ -26,7 +26,10 @@ _CHUNK = 64 * 1024
 _RECIPIENTS = 100  # of one message; RFC 5321 section 4.5.3.1.8
 _LONGEST = 1 << 31  # bytes of a message, far above any message_size_limit
 _IDENT = 64  # characters of a queue id
-_OFFER = ("PIPELINING", "ENHANCEDSTATUSCODES", "8BITMIME", "SMTPUTF8", "DSN", "XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE")  # fmt: skip  # noqa: E501
+_OFFER = (
+    b"250-milterapp\r\n250-PIPELINING\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n"
+    b"250 XFORWARD ADDR IDENT\r\n"
+)
 _MAIL = frozenset({"BODY", "SIZE", "SMTPUTF8", "RET", "ENVID", "AUTH"})
 _RCPT = frozenset({"ORCPT", "NOTIFY"})
 
@@ -43,7 +46,7 @@ class Answer:
     def reply(self, recipient: str) -> str:
         """Return it as the line of LMTP."""
         if self.status == "ok":
-            return f"250 2.1.5 <{printable(recipient)}> delivered"
+            return f"250 2.1.5 <{printable(recipient)}> {printable(self.text) or 'delivered'}"
         if self.status == "reject" and self.text.startswith("5."):
             return f"550 {printable(self.text, 500)}"
         text = self.text if self.text.startswith("4.") else f"4.3.0 {self.text}"
@@ -154,9 +157,7 @@ class Session:
 
     def _lhlo(self, _: str) -> None:
         self._greeted, self._now = True, _Transaction()
-        lines = ("milterapp", *_OFFER)
-        for number, line in enumerate(lines, 1):
-            self._say(f"250{' ' if number == len(lines) else '-'}{line}")
+        self._out += _OFFER
 
     def _xforward(self, argument: str) -> None:
         if self._now.sender is not None:
@@ -206,7 +207,8 @@ class Session:
             for (recipient, _original), answer in zip(self._now.recipients, answers, strict=True):
                 self._say(answer.reply(recipient))
             self._now = _Transaction()
-            yield from self._flush()
+            if b"\n" not in self._in:  # else they leave with the answers to the commands behind: QUIT, of Postfix's
+                yield from self._flush()
         finally:
             self._busy(False)  # noqa: FBT003 - the same
 
@@ -224,7 +226,7 @@ class Session:
         """Return the message, sealed, with the Return-Path that a final delivery adds (RFC 5321 section 4.4)."""
         descriptor = self._stored(sealed.begin)
         try:
-            self._store(descriptor, b"Return-Path: <" + one_line(self._now.sender or "") + b">\n")
+            first = b"Return-Path: <" + one_line(self._now.sender or "") + b">\n"
             undotted, size = syntax.Undotted(), 0
             data, self._in = self._in, b""
             while True:
@@ -232,7 +234,8 @@ class Session:
                 size += len(piece)
                 if size > _LONGEST:
                     self._end("421 4.3.4 a message without end")
-                self._store(descriptor, piece)
+                self._store(descriptor, first + piece)
+                first = b""
                 if rest is not None:
                     self._in = rest
                     break
@@ -244,7 +247,8 @@ class Session:
         return descriptor
 
     def _store(self, descriptor: int, piece: bytes) -> None:
-        self._stored(partial(sealed.append, descriptor, piece))
+        if piece:
+            self._stored(partial(sealed.append, descriptor, piece))
 
     def _stored(self, do: Callable[[], T]) -> T:
         """Do what needs memory; where there is none, the client hears so and tries again."""

@@ -45,7 +45,7 @@ STATUS_TABLE = r"""# Written by `milterapp setup`, taken out by `milterapp setup
 
 # How much a process of Postfix's does before another takes its place. Its own 100 is a start, of ten milliseconds, for
 # every hundredth message and service on the way.
-_LONG_LIVED = {"max_use": "1000"}
+_LONG_LIVED = {"max_use": "5000"}
 
 # Of main.cf, what a smtpd asks of the world's clients and must not ask of our own process. Who may connect is decided
 # by the folder the socket is in.
@@ -100,6 +100,7 @@ _SMTPD = {
 # Of main.cf, what a lmtp(8) does for other servers and must not do for our own process: the message comes as it is.
 _LMTP = {
     **_LONG_LIVED,
+    "lmtp_connection_cache_on_demand": "no",
     "lmtp_send_xforward_command": "yes",  # the queue id, by which a retry is known
     "lmtp_line_length_limit": "0",
     "lmtp_tls_security_level": "none",

@@ -28,6 +28,7 @@ from milterapp.settings import Settings
 SERVICE = (sys.executable, "-I", "-m", "milterapp.delivery.lmtp")
 ANSWERS = {
     "ok@x.org": ("ok", ""),
+    "back@x.org": ("ok", "handed back as 4XYZ"),
     "later@x.org": ("defer", "too many deliveries at once"),
     "later2@x.org": ("defer", "4.2.2 over quota"),
     "no@x.org": ("reject", "5.7.1 I do not read advertisements"),
@@ -199,6 +200,7 @@ def test_each_recipient_has_its_answer(world: World) -> None:
     """After the dot there is one reply a recipient, in their order; whatever is not ok or a whole reject defers."""
     assert world.client().deliver(*ANSWERS, "gone@x.org") == [
         "250 2.1.5 <ok@x.org> delivered",
+        "250 2.1.5 <back@x.org> handed back as 4XYZ",
         "451 4.3.0 too many deliveries at once",
         "451 4.2.2 over quota",
         "550 5.7.1 I do not read advertisements",
