@@ -1,4 +1,4 @@
-"""The submit service as what is killed, between an agent that asks and a Postfix that takes: keep, forward and answer.
+"""The submit service as what is killed: a monitor asks it to keep, an agent to forward and to answer; Postfix takes.
 
 Doubled is allowed where Postfix took a message and the process was killed before its mark was on disk (whether it was
 is read from the journal, after the kill and before the service is started again), and where Postfix's 250 could not be
@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from milterapp.delivery import sealed, wire
-from milterapp.delivery.requests import RESPONSES
+from milterapp.delivery.requests import KEPT, RESPONSES
 from milterapp.settings import Accounts, Settings, SubmitSettings
 from milterapp.state.journal import Journal, Key
 from tests.delivery.smtp_peer import SmtpPeer
@@ -155,18 +155,23 @@ class SubmitCase:
         answers: list[str] = []
         try:
             with ExitStack() as stack, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.settimeout(60)
                 connection.connect(self._settings.submit.socket)
                 line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 stack.enter_context(line)
                 line.settimeout(60)
                 descriptor = sealed.seal([MESSAGE])
                 envelope = {**ENVELOPE, "queue_id": queue_id, "sender": f"{queue_id.lower()}@example.org"}
+                stack.callback(os.close, descriptor)
                 with theirs:
                     wire.send(connection, "ENVELOPE", envelope, (descriptor, theirs.fileno()))
-                os.close(descriptor)
                 for kind, fields in REQUESTS:
-                    wire.send(line, kind, fields)
-                    answer = wire.receive(line, RESPONSES)
+                    if kind == "KEEP":  # as the monitor asks for it, over its own connection
+                        wire.send(connection, "ENVELOPE", {**envelope, "id": 1}, (descriptor,))
+                        answer = wire.receive(connection, KEPT)
+                    else:
+                        wire.send(line, kind, fields)
+                        answer = wire.receive(line, RESPONSES)
                     if answer is None:
                         break
                     answers.append(answer.kind)
