@@ -29,7 +29,7 @@ from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
 from milterapp.delivery.rulefile import Loaded, Unavailable, open_home
 from milterapp.delivery.ruleset import Ruleset
-from milterapp.delivery.scripts import RefusedError, Scripts
+from milterapp.delivery.scripts import RefusedError, Scripts, concerns_scripts
 from milterapp.delivery.stores import Maildir
 from milterapp.mail import findings
 from milterapp.mail.envelope import Envelope, Stage
@@ -53,6 +53,7 @@ _RATES = "rates.sqlite"  # beside it: what the conditions rate and duplicate rem
 _EVENT = 7500  # characters of the event an answer carries; the log takes 8000
 _LOGGED = 200  # characters of each text that a rule logs
 _SHOWN = ("action", "folder", "flags", "to", "program", "copy", "implicit")  # of a delivery, in the event
+_JSON = json.JSONEncoder(ensure_ascii=True)
 _EXPIRE = 3600.0  # seconds between two sweeps of old records
 _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
 _FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, PlanError, OSError)
@@ -152,7 +153,8 @@ class Agent:
         self._warm = True
         event["programs"] = list(self.programs.runs)
         event["seconds"] = round(time.monotonic() - start, 4)
-        event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}
+        if answer.outcomes:
+            event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}
         return answer, _bounded(event)
 
     def sweep(self, now: float) -> None:
@@ -197,16 +199,18 @@ class Agent:
             now = int(time.time())
             journal = journal or self._new_journal(home)
             if prepared is None:
-                if not text and (too_many := self._scripts.too_many(decision, now)):
+                known, text, scripts = bool(text), text or record.to_text(decision), concerns_scripts(decision)
+                if scripts and not known and (too_many := self._scripts.too_many(decision, now)):
                     return Answer("defer", too_many)
-                known, text = bool(text), text or record.to_text(decision)
-                self._scripts.commit(home, arrived.key.word, text, decision, arrived.envelope, arrived.raw, now)
+                if scripts:
+                    self._scripts.commit(home, arrived.key.word, text, decision, arrived.envelope, arrived.raw, now)
                 prepared = journal.prepare(arrived.key, text, now)
-                self._scripts.journalled(arrived.key.word)
+                if scripts:
+                    self._scripts.journalled(arrived.key.word)
                 decision = decision if prepared.fresh else record.from_text(prepared.record)
                 if known:  # it was decided before, so it may have been filed before, whatever became of the journal
                     prepared = replace(prepared, fresh=False)
-            if refused := self._scripts.write(home, decision):
+            if decision.scripts and (refused := self._scripts.write(home)):
                 event["outputs"] = refused
             if self._settings.keep == "postfix" and (kept := left_to_keep(decision, arrived.raw)) is not None:
                 return kept  # submit marks that: a retry asks again, and hears that it is done
@@ -283,7 +287,7 @@ class Agent:
 
         It is remembered before it is sent: a letter may be lost with the machine, but is not sent with every attempt.
         """
-        if home is None:
+        if home is None or not self._scripts.told:
             return
         now = int(time.time())
         here = Maildir(home, self._settings.maildir) if self._settings.keep == "maildir" else None
@@ -358,27 +362,32 @@ def _place(error: Exception) -> str:
 
 def _explained(decision: Decision) -> Mapping[str, Any]:
     """Return what the log says of a decision: the rules that matched, and of texts only those that rules log."""
-    return {
-        "verdict": decision.verdict.value,
-        "rules": list(decision.matched),
-        "edits": len(decision.edits),
-        "filters": [one.program for one in decision.filters],
-        "deliveries": [
-            {name: value for name, value in one.to_json().items() if name in _SHOWN} for one in decision.deliveries
-        ],
-        "problems": [str(one) for one in decision.problems],
-        "log": [one[:_LOGGED] for one in decision.log],
-        "scripts": [f"{one.script} {one.state}".strip() for one in decision.scripts],
-        "could_not_tell": decision.could_not_tell,
-    }
+    said: dict[str, Any] = {"verdict": decision.verdict.value, "rules": list(decision.matched)}
+    if decision.edits:
+        said["edits"] = len(decision.edits)
+    if decision.filters:
+        said["filters"] = [one.program for one in decision.filters]
+    said["deliveries"] = [
+        {name: value for name, value in one.to_json().items() if name in _SHOWN} for one in decision.deliveries
+    ]
+    if decision.problems:
+        said["problems"] = [str(one) for one in decision.problems]
+    if decision.log:
+        said["log"] = [one[:_LOGGED] for one in decision.log]
+    if decision.scripts:
+        said["scripts"] = [f"{one.script} {one.state}".strip() for one in decision.scripts]
+    said["could_not_tell"] = decision.could_not_tell
+    return said
 
 
 def _bounded(event: Mapping[str, Any]) -> str:
     """Return the event as ASCII JSON of at most _EVENT characters, its lists cut short where it is longer."""
     said = {name: value for name, value in event.items() if value or value is None}
+    text = _JSON.encode(said)
     for most in (100, 10, 3):
-        shown = {name: value[:most] if isinstance(value, list) else value for name, value in said.items()}
-        text = json.dumps(shown, ensure_ascii=True)
         if len(text) <= _EVENT:
             return text
-    return json.dumps({"user": event.get("user", ""), "verdict": event.get("verdict", ""), "cut": True})
+        text = _JSON.encode({name: value[:most] if isinstance(value, list) else value for name, value in said.items()})
+    if len(text) <= _EVENT:
+        return text
+    return _JSON.encode({"user": event.get("user", ""), "verdict": event.get("verdict", ""), "cut": True})

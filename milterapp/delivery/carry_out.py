@@ -36,7 +36,8 @@ SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a
 _FIELD = re.compile(rb"[!-9;-~]{1,200}[ \t]*:")  # how a header begins, RFC 5322 section 2.2
 _REPLY_TEXT = MOST_TEXT
 _LAST = SendReply | Vacation | Send  # what leaves only when everything else is done
-_VERDICT_ENDS = {Verdict.REJECT: "reject", Verdict.DISCARD: "ok", Verdict.NONE: "ok", Verdict.ACCEPT: "ok"}
+_ENDS_WELL = (Verdict.NONE, Verdict.ACCEPT, Verdict.DISCARD)
+_VERDICT_ENDS = {Verdict.REJECT: "reject", **dict.fromkeys(_ENDS_WELL, "ok")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +282,7 @@ def left_to_keep(decision: Decision, raw: bytes) -> Answer | None:
 
     Filters would run again with a retry, so theirs is more. Raises OSError.
     """
-    ends_well = _VERDICT_ENDS.get(decision.verdict) == "ok"
+    ends_well = decision.verdict in _ENDS_WELL
     if not ends_well or [*map(type, decision.deliveries)] != [Keep] or decision.filters:
         return None
     as_it_came = not decision.edits and not decision.message

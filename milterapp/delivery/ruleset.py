@@ -43,9 +43,9 @@ class Ruleset:
         if home is None:
             return Loaded(None)
         own = self._own.load(home)
-        before, after = (self._of_site(at, home) for at in (0, 1))
-        if before is None and after is None:
+        if self._around == (None, None):
             return own
+        before, after = (self._of_site(at, home) for at in (0, 1))
         return replace(own, policy=None if own.broken else self._join(before, own.policy, after),
                        site=_joined(before, None, after))  # fmt: skip
 

@@ -176,12 +176,18 @@ def mails_of(decision: Decision) -> int:
     return sum(isinstance(one, Send | Forward | SendReply) and bool(one.script) for one in decision.deliveries)
 
 
+def concerns_scripts(decision: Decision) -> bool:
+    """Tell whether a decision changes what scripts remember: their state, or how many mails they caused."""
+    return bool(decision.scripts) or mails_of(decision) > 0
+
+
 class Scripts:
     """The scripts of one user, for one message after the other. now: seconds since 1970."""
 
     def __init__(self, settings: AgentSettings, state: str, rules: Ruleset, make_state: Callable[[int], None]) -> None:
         self._settings = settings
         self._state = state  # the folder's path
+        self._memory_path = os.path.join(state, MEMORY)
         self._rules = rules
         self._make_state = make_state
         self._limits = Limits(**settings.limits)
@@ -241,7 +247,7 @@ class Scripts:
 
     def committed(self, home: int | None, message: str) -> str:
         """Return the record of a message whose changes were made, "" for none. Raises StateError, OSError."""
-        if home is None or not exists(os.path.join(self._state, MEMORY)):
+        if home is None or not exists(self._memory_path):
             return ""
         kept = self._memory(home)
         return (kept.committed(message) or "") if kept is not None else ""
@@ -253,16 +259,13 @@ class Scripts:
 
         Raises StateError, OSError, PlanError.
         """
-        mails = mails_of(decision)
-        if not decision.scripts and not mails:
-            return
         self._hold(home)
         kept = self._memory(home, make=True)
         assert kept is not None  # noqa: S101 - it was to be made
         about = decision.message.encode("latin-1") or raw
         changes = [change_of(one, self._plan_limits, envelope, about, now) for one in decision.scripts]
         known = tuple(self._known) if len(self._known) >= _LET_GO else ()
-        kept.commit(message, record, changes, mails=mails, now=now, known=known)
+        kept.commit(message, record, changes, mails=mails_of(decision), now=now, known=known)
         self._known -= set(known)
         self._committed = message
 
@@ -271,13 +274,11 @@ class Scripts:
         if message == self._committed:
             self._known.add(message)
 
-    def write(self, home: int, decision: Decision) -> list[str]:
+    def write(self, home: int) -> list[str]:
         """Write every file that scripts asked for; return what could not be written and never will be.
 
         Raises StateError or OSError: then it waits, as does the message.
         """
-        if not decision.scripts:
-            return []
         self._hold(home)
         kept = self._memory(home)
         return [] if kept is None else outputs.write_all(kept, home, self._settings.script_output)
@@ -314,13 +315,12 @@ class Scripts:
 
     def _memory(self, home: int, *, make: bool = False) -> Conversations | None:
         """Return the memory, None where there is none yet and none is to be made. Raises StateError, OSError."""
-        path = os.path.join(self._state, MEMORY)
         if self._kept is not None and not self._kept.database.still_there():
             self._kept.close()
             self._kept = None
-        if self._kept is None and (make or exists(path)):
+        if self._kept is None and (make or exists(self._memory_path)):
             self._make_state(home)
-            self._kept = Conversations(path)
+            self._kept = Conversations(self._memory_path)
         return self._kept
 
     def _hold(self, home: int) -> None:

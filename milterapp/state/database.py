@@ -64,20 +64,19 @@ class Database:
             self._connection.close()
             raise
 
-    def _usable(self) -> sqlite3.Connection:
-        """Return the connection; after a fault a new one.
+    def _anew(self) -> sqlite3.Connection:
+        """Return a new connection, after a fault.
 
         A lock that could not be given back (one failed fcntl(2)) stays with a connection for as long as it lives, and
         every later use of it fails. Raises StateError.
         """
-        if self._faulty:
-            self._connection.close()
-            self._faulty = False
-            try:
-                self._open()
-            except StateError:
-                self._faulty = True
-                raise
+        self._connection.close()
+        self._faulty = False
+        try:
+            self._open()
+        except StateError:
+            self._faulty = True
+            raise
         return self._connection
 
     def _prepare(self, schema: str, version: int) -> None:
@@ -135,8 +134,10 @@ class Database:
         """
         if not self._lock.acquire(timeout=self._patience):
             raise StateError(f"{self.path}: other threads have had it for {self._patience:g} s")
+        if not self._faulty:
+            return self._connection
         try:
-            return self._usable()
+            return self._anew()
         except BaseException as error:
             self.end(error)
             raise

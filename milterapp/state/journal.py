@@ -41,9 +41,10 @@ class Key:
     @cached_property
     def word(self) -> str:
         """Return 32 hexadecimal digits that stand for the key, in file names and Message-IDs."""
-        parts = (self.queue_id, self.recipient, self.original, self.digest)
-        encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
-        whole = b"".join([b"%d:%s" % (len(data), data) for data in encoded])
+        whole = b""
+        for part in (self.queue_id, self.recipient, self.original, self.digest):
+            data = part.encode("utf-8", "surrogatepass")
+            whole += b"%d:%s" % (len(data), data)
         return hashlib.sha256(whole).hexdigest()[:32]
 
 
