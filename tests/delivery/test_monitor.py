@@ -182,6 +182,20 @@ def test_what_is_only_kept_the_monitor_hands_back(chain: Chain, queue_id: str, m
     assert chain.decided(2)["rules"] == [queue_id]
 
 
+def test_nothing_of_a_hand_back_stays_open(chain: Chain) -> None:
+    """Messages handed back, edited or not, or that could not be, leave the monitor as many descriptors as before."""
+    acts = ("EDITED", "UNSEALED", "KEEP")
+    for queue_id in acts:
+        chain.deliver(queue_id=queue_id)
+    before = len(os.listdir(f"/proc/{chain.monitor.pid}/fd"))
+    for queue_id in acts * 3:
+        chain.deliver(queue_id=queue_id)
+    until = time.monotonic() + 20
+    while len(os.listdir(f"/proc/{chain.monitor.pid}/fd")) > before and time.monotonic() < until:
+        time.sleep(0.01)  # an agent that talked nonsense is yet to be reaped
+    assert len(os.listdir(f"/proc/{chain.monitor.pid}/fd")) <= before
+
+
 def test_an_edited_message_that_is_not_sealed_is_none(chain: Chain) -> None:
     """What an agent could still change is not passed on: that agent talks nonsense, and the message waits."""
     status, output = chain.deliver(queue_id="UNSEALED")
