@@ -22,7 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from milterapp.delivery import door, linux, sealed, wire
@@ -153,24 +153,38 @@ class Service:
             raise
 
     def _keep(self, connection: socket.socket, asked: wire.Datagram, number: int) -> Task[None]:
-        """Keep one message for the monitor, and answer over its connection."""
-        _, *edited = asked.descriptors
+        """Keep one message for the monitor, and answer over its connection; where that cannot be, the connection ends.
+
+        The monitor then defers all that it asked over it. The journal knows what was sent.
+        """
+        answered = False
         try:
-            with self._edge(), self._busy():
-                said: tuple[str, Mapping[str, str]]
-                try:
-                    held = yield from _held(asked)
-                    for one in edited:
-                        sealed.measure(one, _longest(held))
-                except (sealed.SealError, OSError) as error:
-                    said = "FAILED", {"text": printable(str(error))}
+            with self._edge():
+                if self._stopping:
+                    said: tuple[str, Mapping[str, str]] = "FAILED", {"text": "milterapp submit is stopping"}
+                    yield from _tell(connection, number, said, self._idle)
                 else:
-                    said = yield from self._answer(held, wire.Datagram("KEEP", {}, tuple(edited)))
-                if said[0] != "DONE":
-                    said = "FAILED", {"text": waiting(f"keep: {said[1]['text']}")}
-                yield from _tell(connection, said[0], {"id": number, **said[1]}, self._idle)
+                    with self._busy():
+                        said = yield from self._kept(asked)
+                        yield from _tell(connection, number, said, self._idle)
+                answered = True
         finally:
             asked.close()
+            if not answered:
+                with suppress(OSError):  # it has ended
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _kept(self, asked: wire.Datagram) -> Task[tuple[str, Mapping[str, str]]]:
+        """Keep a message, as edited if it was; return the answer."""
+        _, *edited = asked.descriptors
+        try:
+            held = yield from _held(asked)
+            for one in edited:
+                sealed.measure(one, _longest(held))
+        except (sealed.SealError, OSError) as error:
+            return "FAILED", {"text": waiting(f"keep: {error}")}
+        kind, fields = yield from self._answer(held, wire.Datagram("KEEP", {}, tuple(edited)))
+        return (kind, fields) if kind == "DONE" else ("FAILED", {"text": waiting(f"keep: {fields['text']}")})
 
     def _serve_line(self, first: wire.Datagram) -> Task[None]:
         """Serve one line, which came with its envelope, until its end."""
@@ -259,15 +273,16 @@ def _line(descriptor: int) -> socket.socket:
         raise
 
 
-def _tell(connection: socket.socket, kind: str, fields: wire.Fields, seconds: float) -> Task[None]:
+def _tell(connection: socket.socket, number: int, said: tuple[str, Mapping[str, str]], seconds: float) -> Task[None]:
     """Send an answer over a connection that has others too: another task may wait for what comes over it.
 
     Raises OSError: the asker is gone, or reads nothing for that long.
     """
+    kind, fields = said
     until = time.monotonic() + seconds
     while True:
         try:
-            wire.send(connection, kind, fields)
+            wire.send(connection, kind, {"id": number, **fields})
         except BlockingIOError:
             if time.monotonic() > until:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import grp
 import json
 import os
@@ -258,6 +259,23 @@ def test_a_monitor_that_hears_no_answer(world: World) -> None:
     tell(last, "2", queue_id="4B")
     assert kept(last)[:2] == ("2", "DONE")
     assert len(world.hand_back.taken) == 2
+
+
+def test_an_answer_that_cannot_be_given_ends_the_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A monitor that is not answered hears that at once, and asks over another connection: what was sent is known."""
+    connection, send = world.connect(), wire.send
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    tell(connection, "1")
+    monkeypatch.setattr("milterapp.delivery.submit.wire.send", fails)
+    assert connection.recv(1) == b""
+    monkeypatch.setattr("milterapp.delivery.submit.wire.send", send)
+    other = world.connect()
+    tell(other, "1")
+    assert kept(other) == ("1", "DONE", "4Q0")
+    assert len(world.hand_back.taken) == 1
 
 
 def test_many_answers_wait_for_a_slow_monitor(world: World) -> None:
