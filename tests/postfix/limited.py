@@ -68,9 +68,8 @@ def _btrfs(stack: ExitStack, room: int) -> Path | None:
     top.mkdir()
     with image.open("wb") as file:
         file.truncate(max(2 * room, _SMALLEST))
-    if not _run("mkfs.btrfs", "-q", "-m", "single", str(image)) or not _run(
-        "mount", "-o", "loop", str(image), str(top)
-    ):
+    # Data and metadata in the same blocks: else a full disk may have none for a transaction, and becomes read-only.
+    if not _run("mkfs.btrfs", "-q", "--mixed", str(image)) or not _run("mount", "-o", "loop", str(image), str(top)):
         return None
     stack.callback(_run, "umount", "-l", str(top))
     volume = str(top / "home")
