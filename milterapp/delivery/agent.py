@@ -383,11 +383,9 @@ def _explained(decision: Decision) -> Mapping[str, Any]:
 def _bounded(event: Mapping[str, Any]) -> str:
     """Return the event as ASCII JSON of at most _EVENT characters, its lists cut short where it is longer."""
     said = {name: value for name, value in event.items() if value or value is None}
-    text = _JSON.encode(said)
     for most in (100, 10, 3):
+        shown = {name: value[:most] if isinstance(value, list) else value for name, value in said.items()}
+        text = _JSON.encode(shown)
         if len(text) <= _EVENT:
             return text
-        text = _JSON.encode({name: value[:most] if isinstance(value, list) else value for name, value in said.items()})
-    if len(text) <= _EVENT:
-        return text
     return _JSON.encode({"user": event.get("user", ""), "verdict": event.get("verdict", ""), "cut": True})

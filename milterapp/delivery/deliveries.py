@@ -19,8 +19,8 @@ from milterapp.delivery import kinds, linux, wire
 from milterapp.delivery.agents import Agents, Room, User, Verdict
 from milterapp.delivery.children import Child, Loop
 from milterapp.delivery.event import Log
-from milterapp.delivery.hand_over import ToSubmit
 from milterapp.delivery.requests import printable
+from milterapp.delivery.to_submit import ToSubmit
 
 __all__ = ["Deliveries", "Phase"]
 

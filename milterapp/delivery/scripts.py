@@ -38,7 +38,18 @@ from milterapp.script.run import Job, serve, to_bytes, work
 from milterapp.state.conversations import Conversations
 from milterapp.state.database import StateError, exists
 
-__all__ = ["MEMORY", "RefusedError", "Runner", "Scripts", "Told", "last_line", "mails_of", "plan_limits", "run_script"]
+__all__ = [
+    "MEMORY",
+    "RefusedError",
+    "Runner",
+    "Scripts",
+    "Told",
+    "concerns_scripts",
+    "last_line",
+    "mails_of",
+    "plan_limits",
+    "run_script",
+]
 
 MEMORY = "scripts.sqlite"  # below the state folder, as the lock is
 _LOCK = "scripts.lock"

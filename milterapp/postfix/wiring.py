@@ -100,7 +100,7 @@ _SMTPD = {
 # Of main.cf, what a lmtp(8) does for other servers and must not do for our own process: the message comes as it is.
 _LMTP = {
     **_LONG_LIVED,
-    "lmtp_connection_cache_on_demand": "no",
+    "lmtp_connection_cache_on_demand": "no",  # to ask scache(8) for one costs more than a connection to us
     "lmtp_send_xforward_command": "yes",  # the queue id, by which a retry is known
     "lmtp_line_length_limit": "0",
     "lmtp_tls_security_level": "none",

@@ -1,7 +1,8 @@
 """The monitor's one connection to submit: what it asks there itself, and the lines of agents that it vouches for.
 
-Must never: read a message, parse what submit says of one, or ask for one thing twice: what was asked over a connection
-that has ended is over, and Postfix comes again.
+Must never: read a message, parse what submit says of one, import anything but the standard library and its neighbours
+that do the same, or ask for one thing twice: what was asked over a connection that has ended is over, and Postfix comes
+again.
 """
 
 from __future__ import annotations
