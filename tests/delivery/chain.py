@@ -216,6 +216,20 @@ class Chain:
         """Return the processes that the monitor has, all the way down."""
         return descendants(self.monitor.pid)
 
+    def asleep(self, count: int = 1) -> None:
+        """Wait until so many agents are in the middle of their SLOW or HANG."""
+        until = time.monotonic() + 20
+        while sum("nanosleep" in _waits_in(pid) for pid in self.children()) < count:
+            assert time.monotonic() < until, f"fewer than {count} agents at work"
+            time.sleep(0.01)
+
+    def answerless(self, client: subprocess.Popen[bytes]) -> None:
+        """Wait until a client has sent its message and waits for the answer."""
+        until = time.monotonic() + 20
+        while "skb" not in _waits_in(client.pid):
+            assert time.monotonic() < until, "the client does not wait"
+            time.sleep(0.01)
+
     def close(self) -> None:
         """Stop everything, and leave nothing."""
         left = self.children()
@@ -235,6 +249,14 @@ class Chain:
             alive = [pid for pid in left if os.path.exists(f"/proc/{pid}") and not wait_gone(pid)]
             shutil.rmtree(self.folder)
         assert not alive, f"left running: {alive}"
+
+
+def _waits_in(pid: int) -> str:
+    """Return the kernel's function that a process waits in (proc(5)), or nothing."""
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def wait_gone(pid: int, seconds: float = 10.0) -> bool:

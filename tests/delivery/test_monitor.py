@@ -302,7 +302,7 @@ def test_more_users_than_agents_take_turns(chain: Chain) -> None:
 def test_a_deadline_frees_the_place_for_who_waits(chain: Chain) -> None:
     """Where all agents hang, the next delivery waits for their deadline and is not deferred with them."""
     busy = [chain.begin(f"u{uid}@x", "HANG") for uid in (20001, 20002)]
-    time.sleep(0.5)
+    chain.asleep(2)
     assert chain.deliver("u20003@x", "A") == (0, b"")
     assert [chain.end(client)[0] for client in busy] == [75, 75]
 
@@ -312,7 +312,7 @@ def test_who_waits_too_long_for_an_agent_is_deferred() -> None:
     chain = Chain(deadline=20.0, wait=0.5, agents=1)
     try:
         busy = chain.begin("u20001@x", "SLOW")
-        time.sleep(0.3)
+        chain.asleep()
         assert chain.deliver("u20003@x", "A") == (75, b"4.3.0 too many deliveries at once\n")
         assert chain.end(busy) == (0, b"")
     finally:
@@ -375,8 +375,7 @@ def test_a_second_datagram_does_not_end_what_has_begun(chain: Chain) -> None:
     fd = sealed.seal([MESSAGE])
     with chain.connect() as connection:
         socket.send_fds(connection, [datagram(queue_id=b"SLOW")], [fd])
-        chain.wait("started", child="zygote")
-        time.sleep(0.4)
+        chain.asleep()
         socket.send_fds(connection, [datagram()], [fd])
         assert connection.recv(100) == b""
     os.close(fd)
@@ -407,8 +406,7 @@ def test_a_monitor_that_stops_waits_for_no_kept_connection(chain: Chain) -> None
         socket.send_fds(connection, [datagram()], [fd])
         assert wire.receive(connection, ANSWER) is not None
         slow = chain.begin(queue_id="SLOW")
-        chain.wait("started", child="zygote")
-        time.sleep(0.4)
+        chain.asleep()
         chain.monitor.terminate()
         assert connection.recv(100) == b""
         assert chain.end(slow) == (0, b"")
@@ -482,9 +480,9 @@ def test_an_agent_whose_zygote_died_is_gone_before_the_next(chain: Chain) -> Non
 def test_a_client_that_leaves_before_the_work_begins_is_forgotten(chain: Chain) -> None:
     """Nobody is delivered to on behalf of a client that is gone before an agent had its message."""
     busy = [chain.begin(f"u{uid}@x", "SLOW") for uid in (20001, 20002)]
-    time.sleep(0.5)
+    chain.asleep(2)
     gone = chain.begin("u20003@x", "GONE")
-    time.sleep(0.3)
+    chain.answerless(gone)
     gone.kill()
     assert [chain.end(client)[0] for client in busy] == [0, 0]
     assert chain.wait("dropped", queue_id="GONE")["error"] == "the client left"
@@ -494,7 +492,7 @@ def test_a_client_that_leaves_before_the_work_begins_is_forgotten(chain: Chain) 
 def test_sigterm_lets_what_has_begun_end(chain: Chain) -> None:
     """The monitor answers what is under way before it goes, and leaves no process."""
     client = chain.begin(queue_id="SLOW")
-    time.sleep(0.6)
+    chain.asleep()
     below = chain.children()
     chain.monitor.terminate()
     assert chain.end(client) == (0, b"")
