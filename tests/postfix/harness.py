@@ -30,6 +30,7 @@ __all__ = ["DOMAIN", "OUTSIDE", "PEOPLE", "PYTHON", "SITE_RULES", "Answer", "Sit
 
 PEOPLE = ("alice", "bob", "carol")
 OUTSIDE = "192.0.2.10"  # an SMTP client that is none of ours
+_LOGGED = 3.0  # seconds in which postlogd(8) has written what it was told; a killed qmgr(8) never says `removed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +220,13 @@ class Site(Host):
             subprocess.run(["postkick", "public", "qmgr", "IA"], check=False)  # its SIGPIPE: qmgr(8) closed first
 
     def settle(self, deadline: float = 60) -> None:
-        """Wait until the queue is empty: everything that was sent has ended somewhere."""
+        """Wait until the queue is empty and the log says so: everything that was sent has ended somewhere."""
         next_flush = time.monotonic() + 0.3
         quiet = 0
+        told: float | None = None
 
         def empty() -> bool:
-            nonlocal next_flush, quiet
+            nonlocal next_flush, quiet, told
             self.revive()
             queued = self.queue()
             if queued and time.monotonic() > next_flush:
@@ -232,7 +234,10 @@ class Site(Host):
                 next_flush = time.monotonic() + 0.3
             # Three times in a row: what moves while showq(8) looks at one queue after the other is seen in none.
             quiet = 0 if queued else quiet + 1
-            return quiet >= 3
+            if quiet < 3:
+                return False
+            told = told or time.monotonic() + _LOGGED
+            return not maillog.under_way(self.log()) or time.monotonic() > told
 
         self.wait(empty, "the queue to become empty", deadline)
 

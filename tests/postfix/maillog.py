@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Fate", "fates", "notices", "queue_ids"]
+__all__ = ["Fate", "fates", "notices", "queue_ids", "under_way"]
 
 _LINE = re.compile(r" (?P<service>postfix[\w./-]*|[\w-]+)\[\d+\]: (?P<queue_id>[0-9A-Za-z]{6,}): (?P<rest>.*)$")
 _FATE = re.compile(
@@ -49,6 +49,18 @@ def fates(lines: Iterable[str]) -> Iterator[Fate]:
                 found["status"],
                 found["text"],
             )
+
+
+def under_way(lines: Iterable[str]) -> set[str]:
+    """Return the queue ids that qmgr(8) took up and has not logged as removed; what it logs comes after the fates."""
+    found: set[str] = set()
+    for line in lines:
+        head = _LINE.search(line)
+        if head and head["rest"].endswith("(queue active)"):
+            found.add(head["queue_id"])
+        elif head and head["rest"] == "removed":
+            found.discard(head["queue_id"])
+    return found
 
 
 def queue_ids(lines: Iterable[str], message_id: str) -> list[str]:
