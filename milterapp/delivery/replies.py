@@ -16,8 +16,11 @@ from milterapp.mail.envelope import Envelope, split_address, split_detail
 from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.mail.values import HeaderText
+from milterapp.rules.folding import fold_domain, plain
 
-__all__ = ["answering", "automatic", "build", "is_own", "letter", "own_addresses", "refusal", "written_by_nobody"]
+__all__ = [
+    "answering", "automatic", "build", "is_own", "letter", "own_addresses", "refusal", "writer", "written_by_nobody",
+]  # fmt: skip
 
 # Senders that are no person: RFC 3834 section 2, RFC 5230 section 4.6, and how list managers write a bounce address.
 _MACHINES = frozenset({
@@ -25,12 +28,21 @@ _MACHINES = frozenset({
     "noreply", "no-reply", "donotreply", "do-not-reply", "bounce", "bounces",
 })  # fmt: skip
 _MACHINE_STARTS = ("owner-", "listserv-", "majordomo-", "bounce-", "bounces-", "bounce+", "bounces+", "prvs=owner-")
-_MACHINE_ENDS = ("-owner", "-request", "-bounce", "-bounces", "-errors")
+_MACHINE_ENDS = (
+    "-owner", "-request", "-bounce", "-bounces", "-errors", "-noreply", "-no-reply", "-donotreply", "-do-not-reply",
+)  # fmt: skip
+_EZMLM = re.compile(r".-return-[0-9]")
+# A sender under a mask that changes by the day: BATV (prvs=TAG=local@domain) and SRS (SRS0=hash=day=domain=local@…;
+# SRS1=hash=host==hash=day=domain=local@…), whose separators may be `+` or `-` at the first place.
+_MASKED = re.compile(r"prvs=(?P<tag>[0-9a-f]{10})=(?P<local>.+)", re.IGNORECASE)
+_REWRITTEN = re.compile(
+    r"(?:SRS0|SRS1[=+-][^=]+=[^=]+=)[=+-][^=]+=[^=]+=(?P<domain>[^=]+)=(?P<local>.+)", re.IGNORECASE
+)
 _PRECEDENCES = frozenset({"bulk", "junk", "list", "auto_reply"})
+_UNANSWERED = ("list", "bounce", "auto-reply")  # kinds, as rules ask for them
 _SUPPRESS = frozenset({"all", "oof", "autoreply"})
 _ADDRESSED = ("To", "Cc", "Bcc", "Resent-To", "Resent-Cc", "Resent-Bcc")
 _REPLIED = ("X-Autoreply", "X-Autorespond", "X-Autoresponder", "X-Auto-Reply-From", "X-Autoreply-From")
-_COMMENT = re.compile(r"\([^()]*\)")
 _MESSAGE_ID = re.compile(r"<[!#-'*+\-./0-9=?A-Z^_`a-z{|}~\[\]\":;,@\\]{1,250}>")
 _MOST_REFERENCES = 12
 _LONGEST_SUBJECT = 200  # characters
@@ -74,22 +86,26 @@ def _null_sender(_mail: Mail, sender: str, _own: frozenset[str], _delimiter: str
 
 def _machine(_mail: Mail, sender: str, _own: frozenset[str], _delimiter: str) -> str:
     local, domain = split_address(sender)
-    lowered = local.strip('"').lower()
     if not domain:
         return "the envelope sender has no domain"
-    base = re.split(r"[+=]", lowered, maxsplit=1)[0]
-    if base in _MACHINES or lowered.startswith(_MACHINE_STARTS) or base.endswith(_MACHINE_ENDS):
-        return f"the envelope sender {local!r} is no person"
+    for one in {local, split_address(writer(sender))[0]}:
+        lowered = one.strip('"').replace("\\", "").lower().replace("_", "-")
+        base = re.split(r"[+=]", lowered, maxsplit=1)[0]
+        if base in _MACHINES or lowered.startswith(_MACHINE_STARTS) or base.endswith(_MACHINE_ENDS):
+            return f"the envelope sender {local!r} is no person"
+        if _EZMLM.search(lowered):
+            return f"the envelope sender {local!r} is a list's"
     return ""
 
 
 def _oneself(_mail: Mail, sender: str, own: frozenset[str], delimiter: str) -> str:
-    return "the envelope sender is the recipient" if _readings(sender, delimiter) & own else ""
+    mine = (_readings(sender, delimiter) | _readings(writer(sender), delimiter)) & own
+    return "the envelope sender is the recipient" if mine else ""
 
 
 def _automatic(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> str:
     for value in mail.raw_values("Auto-Submitted"):
-        word = _COMMENT.sub("", value).partition(";")[0].strip().lower()
+        word = _uncommented(value).partition(";")[0].strip().lower()
         if word != "no":
             return f"Auto-Submitted is {word[:40]!r}"
     for name in _REPLIED:
@@ -113,18 +129,25 @@ def _list(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> st
         if field.name.lower().startswith("list-") or field.name.lower() == "mailing-list":
             return f"{field.name[:40]} marks a mailing list"
     for value in mail.raw_values("Precedence"):
-        if _COMMENT.sub("", value).strip().lower() in _PRECEDENCES:
+        if _uncommented(value).strip().lower().replace("-", "_") in _PRECEDENCES:
             return f"Precedence is {value.strip().lower()[:40]!r}"
     return ""
 
 
 def _bounce(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> str:
     for value in mail.raw_values("Content-Type"):
-        kind = _COMMENT.sub("", value).partition(";")[0].strip().lower()
+        kind = _uncommented(value).partition(";")[0].strip().lower()
         if kind in ("multipart/report", "message/delivery-status", "message/disposition-notification"):
             return f"the message is a report ({kind})"
     if any(value.strip() == "<>" for value in mail.raw_values("Return-Path")):
         return "Return-Path is null"
+    return ""
+
+
+def _kind(mail: Mail, _sender: str, _own: frozenset[str], _delimiter: str) -> str:
+    for kind in _UNANSWERED:
+        if kind in mail.kinds:
+            return f"the message is of the kind {kind}"
     return ""
 
 
@@ -143,17 +166,41 @@ _GUARDS: tuple[Callable[[Mail, str, frozenset[str], str], str], ...] = (
     _loop,
     _list,
     _bounce,
+    _kind,
     _addressed,
 )
 
 
+def writer(sender: str) -> str:
+    """Return who a sender stands for under BATV or SRS, whose masks are others each day; else the sender."""
+    local, domain = split_address(sender)
+    if found := _REWRITTEN.fullmatch(local):
+        local, domain = found["local"], found["domain"]
+    if found := _MASKED.fullmatch(local):
+        local = found["local"]
+    return f"{local}@{domain}" if domain else local
+
+
+def _uncommented(value: str) -> str:
+    """Return a value without its comments, however deep they stand (RFC 5322 section 3.2.2)."""
+    depth, found = 0, []
+    for piece in re.split(r"([()])", value):
+        if piece == "(":
+            depth += 1
+        elif piece == ")":
+            depth = max(depth - 1, 0)
+        elif not depth:
+            found.append(piece)
+    return "".join(found)
+
+
 def _readings(address: str, delimiter: str) -> frozenset[str]:
-    """Return an address with and without its extension, comparable."""
-    local, domain = split_address(address)
+    """Return an address with and without its extension, comparable: composed, its domain in A-labels."""
+    local, domain = split_address(plain(address))
     if len(local) > 1 and local.startswith('"') and local.endswith('"'):
         local = re.sub(r"\\(.)", r"\1", local[1:-1])
     user, _ = split_detail(local, delimiter)
-    end = "@" + domain.lower().rstrip(".") if domain else ""
+    end = "@" + fold_domain(domain) if domain else ""
     return frozenset({local.lower() + end, user.lower() + end})
 
 
