@@ -267,7 +267,7 @@ class Postman:
             now=datetime.fromtimestamp(now, UTC),
             message_id=f"{held.key.word}.{request.text('step')}@{split_address(own)[1] or 'localhost'}",
         )
-        transaction = smtp.Transaction("", sender, eight_bit=not (own + sender).isascii())
+        transaction = smtp.letter("", sender, own)
         return self._sessions.send(self._policy.send, transaction, parts)
 
     def _write(self, held: Held, request: wire.Datagram, now: float) -> Task[str]:
@@ -285,7 +285,7 @@ class Postman:
         own = self._own(held, request) or replies.answering(mail, held.envelope, delimiter=self._policy.delimiter)
         parts = self._letter(held, request, now, own, target)
         sender = "" if by_nobody else own  # whose bounce would be one more message that nobody wrote
-        transaction = smtp.Transaction(sender, target, eight_bit=not (own + target).isascii())
+        transaction = smtp.letter(sender, target, own)
         return self._sessions.send(self._policy.send, transaction, parts)
 
     def _own(self, held: Held, request: wire.Datagram) -> str:
@@ -327,7 +327,7 @@ class Postman:
         """Put a letter into the recipient's own mailbox, past the rules."""
         own = held.recipient
         parts = self._letter(held, request, now, own, own)
-        transaction = smtp.Transaction("", own, eight_bit=not own.isascii())
+        transaction = smtp.letter("", own, own)
         return self._sessions.send(self._keeper(held), transaction, parts)
 
     @staticmethod

@@ -64,11 +64,15 @@ class AddressError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """Who sends to whom. sender: "" for the null sender. eight_bit: the message holds bytes above 127."""
+    """Who sends to whom. sender: "" for the null sender.
+
+    eight_bit: the message holds bytes above 127; utf8: they stand in its header (RFC 6532).
+    """
 
     sender: str
     recipient: str
     eight_bit: bool = True
+    utf8: bool = False
 
     def envelope(self) -> tuple[bytes, bytes]:
         """Return sender and recipient as paths. Raises AddressError."""
@@ -76,6 +80,12 @@ class Transaction:
         if recipient == b"<>":
             raise AddressError("no recipient")
         return sender, recipient
+
+
+def letter(sender: str, recipient: str, writer: str) -> Transaction:
+    """Return the transaction of a message of our own, whose header names writer and recipient and else is ASCII."""
+    utf8 = not (writer + recipient).isascii()
+    return Transaction(sender, recipient, eight_bit=utf8, utf8=utf8)
 
 
 def path(address: str) -> bytes:
@@ -187,7 +197,7 @@ def _send(address: str, transaction: Transaction, parts: Iterable[bytes], timeou
     try:
         dialogue = yield from connect(address, timeout)
         try:
-            return (yield from dialogue.run(*envelope, parts, eight_bit=transaction.eight_bit, last=True))
+            return (yield from dialogue.run(*envelope, parts, transaction, last=True))
         finally:
             dialogue.close()
     except (OSError, ValueError) as error:
@@ -229,16 +239,17 @@ class Dialogue:
             self._connection.close()
 
     def run(
-        self, sender: bytes, recipient: bytes, message: bytes | Iterable[bytes], *, eight_bit: bool, last: bool
+        self, sender: bytes, recipient: bytes, message: bytes | Iterable[bytes], holds: Transaction, *, last: bool
     ) -> Task[str]:
         """Send one message, and return its queue id. Whoever raises hangs up. last: take leave with it.
 
+        sender, recipient: the paths of that envelope; holds: what the message is made of (RFC 6531 section 3.4).
         message: of one piece is sent with the envelope where the server takes that; parts are not looked at before the
         server has taken the envelope.
         """
         self.accepted = self.uncertain = False
-        parameters = b" BODY=8BITMIME" if eight_bit and "8BITMIME" in self._offered else b""
-        if not (sender.isascii() and recipient.isascii()) and "SMTPUTF8" in self._offered:
+        parameters = b" BODY=8BITMIME" if holds.eight_bit and "8BITMIME" in self._offered else b""
+        if (holds.utf8 or not (sender.isascii() and recipient.isascii())) and "SMTPUTF8" in self._offered:
             parameters += b" SMTPUTF8"
         at_once = "PIPELINING" in self._offered
         envelope = (b"MAIL FROM:" + sender + parameters, b"RCPT TO:" + recipient)

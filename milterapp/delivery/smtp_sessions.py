@@ -52,9 +52,7 @@ class Sessions:
                     dialogue = yield from smtp.connect(address, self._timeout)
                     now = time.monotonic()
                     session = _Session(dialogue, now, now)
-                found = yield from session.dialogue.run(
-                    sender, recipient, message, eight_bit=transaction.eight_bit, last=False
-                )
+                found = yield from session.dialogue.run(sender, recipient, message, transaction, last=False)
             except BaseException as error:
                 if session is not None:
                     session.dialogue.close()
