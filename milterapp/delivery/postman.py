@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 
-from milterapp.delivery import replies, sealed, smtp, wire
+from milterapp.delivery import replies, sealed, smtp, trace, wire
 from milterapp.delivery.smtp_sessions import Sessions
 from milterapp.delivery.stores import one_line
 from milterapp.delivery.submit_policy import SubmitPolicy
@@ -172,7 +172,9 @@ class Postman:
             self._under_way.discard(word)
 
     def _keep(self, held: Held, request: wire.Datagram, _now: float) -> Task[str]:
-        return self._pass_on(self._keeper(held), held.envelope.sender, held.recipient, _message(held, request))
+        door = self._keeper(held)
+        first = b"" if door.startswith(smtp.LMTP) else self._trace(held, request, trace.HANDED_BACK)
+        return self._pass_on(door, held.envelope.sender, held.recipient, _message(held, request), first)
 
     def _keeper(self, held: Held) -> str:
         """Return who takes what is kept. Whom the monitor names no user of, Postfix alone knows what to do with."""
@@ -195,7 +197,19 @@ class Postman:
             sender = recipient
         # A script that writes as another address of its user's does not give away this one.
         mark = b"Delivered-To: " + one_line(own or recipient) + b"\r\n"
-        return self._pass_on(self._policy.send, sender, target, _message(held, request), mark)
+        first = mark + self._trace(held, request, trace.FORWARDED)
+        return self._pass_on(self._policy.send, sender, target, _message(held, request), first)
+
+    def _trace(self, held: Held, request: wire.Datagram, names: Sequence[str]) -> bytes:
+        """Return what a loop is known by and an edit took away. Raises LimitHit; what is kept goes as it is then."""
+        if not request.descriptors:
+            return b""
+        try:
+            return trace.missing(self._header(held), self._read(request.descriptors[0]), names)
+        except LimitHit:
+            if request.kind == "KEEP":
+                return b""
+            raise
 
     def _pass_on(self, door: str, sender: str, recipient: str, message: bytes | int, first: bytes = b"") -> Task[str]:
         """Send a message. Where its sender is taken for no address, from the null sender instead.
@@ -343,8 +357,11 @@ class Postman:
 
     def _header(self, held: Held) -> Mail:
         """Return the message as it came, as far as a header may reach."""
+        return self._read(held.message)
+
+    def _read(self, message: int) -> Mail:
         limits = self._policy.limits
-        return Mail(sealed.read(held.message, limits.header_bytes + 1), limits)
+        return Mail(sealed.read(message, limits.header_bytes + 1), limits)
 
 
 _KINDS = {

@@ -205,6 +205,31 @@ def test_a_second_question_gets_no_second_answer(site: Site) -> None:
     assert len(site.elsewhere()) == 1
 
 
+RING = """rules:
+  - name: first
+    if:
+      recipient: {detail: a}
+    then:
+      - remove_header: [Received, Delivered-To]
+      - forward: bob+b@example.org
+  - name: second
+    if:
+      recipient: {detail: b}
+    then:
+      - remove_header: [Received, Delivered-To]
+      - forward: bob+a@example.org
+"""
+
+
+def test_a_ring_of_forwards_ends(site: Site) -> None:
+    """Rules that forward in a ring and take every mark away end at the second sight: a notice, or a message kept."""
+    site.rules("bob", RING)
+    site.send(message("round"), ["bob+a@example.org"])
+    site.settle()
+    assert len(site.fates()) <= 5  # twice to the first, once to the second, and what becomes of it
+    assert len([*site.inbox("bob"), *site.elsewhere()]) == 1
+
+
 def test_vacation_answers_once_and_keeps(site: Site) -> None:
     """A vacation goes to the sender once, from the null sender, and to no list; every message is kept."""
     site.rules("alice", AWAY)
