@@ -235,7 +235,7 @@ class Postman:
         if request.text("script"):
             self._within_rate("reply", held, request, sender, now)
             what, interval = self._copy(mail, held, request), int(self._policy.reply_interval)
-        claimed = (held.user or held.recipient, sender, what, held.key.word)
+        claimed = (held.user or held.recipient, replies.writer(sender), what, held.key.word, request.text("step"))
         if not self._replied.claim(*claimed, int(now), interval):
             if request.text("script"):
                 raise RefusedError("the script answered another copy of the message, with the same Message-ID")

@@ -24,26 +24,28 @@ class Replied:
     def __init__(self, path: str) -> None:
         self.database = Database(path, _SCHEMA, _VERSION)
 
-    def claim(self, user: str, correspondent: str, rule: str, message: str, now: int, interval: int) -> bool:
+    def claim(self, user: str, correspondent: str, rule: str, message: str, step: str, now: int, interval: int) -> bool:
         """Take the right to reply; False where another message replied within the interval (seconds).
 
-        The same message may claim again: its reply did not get as far as being marked done.
+        The same message may claim again: its reply did not get as far as being marked done, or it is another step's.
         """
         handle = _handle(user, correspondent, rule)
         with self.database.transaction() as connection:
             row = connection.execute("SELECT message, at FROM replied WHERE handle = ?", (handle,)).fetchone()
-            if row is not None and row[0] != message and abs(now - row[1]) < interval:
-                return False
+            if row is not None and abs(now - row[1]) < interval:
+                return bool(row[0].partition(" ")[0] == message)
             connection.execute(
-                "INSERT OR REPLACE INTO replied (handle, message, at) VALUES (?, ?, ?)", (handle, message, now)
+                "INSERT OR REPLACE INTO replied (handle, message, at) VALUES (?, ?, ?)",
+                (handle, f"{message} {step}", now),
             )
             return True
 
-    def release(self, user: str, correspondent: str, rule: str, message: str) -> None:
-        """Give a claim back: the reply did not leave."""
+    def release(self, user: str, correspondent: str, rule: str, message: str, step: str) -> None:
+        """Give a claim back: the reply did not leave. One that another step of the message took stays."""
         with self.database.transaction() as connection:
             connection.execute(
-                "DELETE FROM replied WHERE handle = ? AND message = ?", (_handle(user, correspondent, rule), message)
+                "DELETE FROM replied WHERE handle = ? AND message = ?",
+                (_handle(user, correspondent, rule), f"{message} {step}"),
             )
 
     def expire(self, before: int) -> int:
