@@ -32,7 +32,7 @@ from milterapp.delivery.ruleset import Ruleset
 from milterapp.delivery.scripts import RefusedError, Scripts, concerns_scripts
 from milterapp.delivery.stores import Maildir
 from milterapp.mail import findings
-from milterapp.mail.envelope import Envelope, Stage
+from milterapp.mail.envelope import Envelope, Stage, stated
 from milterapp.mail.limits import LimitHit, Limits
 from milterapp.mail.message import Mail
 from milterapp.rules.decide import decide
@@ -341,7 +341,7 @@ def _arrived(job: wire.Datagram, message: int, submit: Submit) -> _Arrived:
     """Return the job with its message read, once. Raises SealError."""
     raw = sealed.read(message, sealed.measure(message, _LONGEST_READ))
     client = job.text("client")
-    recipient, original = job.text("recipient"), job.text("original")
+    recipient, original = job.text("recipient"), stated(job.text("original"))
     envelope = Envelope(
         client="" if client == "unknown" else client,
         local=client in ("", "unknown"),

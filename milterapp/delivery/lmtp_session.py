@@ -217,7 +217,7 @@ class Session:
         return {
             "sender": self._now.sender or "",
             "recipient": recipient,
-            "original": original,
+            "original": original if original == recipient else f"rfc822;{original}",
             "queue_id": ident,
             "client": client[5:] if client.upper().startswith("IPV6:") else client or "unknown",
         }

@@ -53,8 +53,8 @@ class DeferredError(Exception):
 class Held:
     """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal.
 
-    size: in bytes; virtual: the recipient is no account of this host, but one of a virtual domain; whole: the message,
-    where it is small.
+    size: in bytes; original: the original recipient, believed or not; virtual: the recipient is no account of this
+    host, but one of a virtual domain; whole: the message, where it is small.
     """
 
     envelope: Envelope
@@ -62,6 +62,7 @@ class Held:
     message: int
     digest: str
     size: int
+    original: str
     virtual: bool = False
     whole: bytes | None = None
 
@@ -73,7 +74,7 @@ class Held:
     @property
     def key(self) -> Key:
         """Return the journal's key."""
-        return Key(self.envelope.queue_id, self.recipient, self.envelope.original_recipient, self.digest)
+        return Key(self.envelope.queue_id, self.recipient, self.original, self.digest)
 
 
 class Postman:
@@ -307,7 +308,7 @@ class Postman:
         wish = request.text("from") if request.text("script") else ""
         if not wish:
             return ""
-        domain = split_address(held.envelope.original_recipient)[1].lower()
+        domain = split_address(held.original)[1].lower()
         of_application = domain in self._policy.script_domains and split_address(wish)[1].lower() == domain
         if not of_application and not replies.is_own(wish, held.envelope, delimiter=self._policy.delimiter):
             raise RefusedError("a script can only write as an address of its user's")

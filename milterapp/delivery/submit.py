@@ -32,7 +32,7 @@ from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable, waiting
 from milterapp.delivery.smtp import AddressError, SmtpError
 from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.delivery.tasks import FOREVER, Task, Tasks, Wait, pause
-from milterapp.mail.envelope import Envelope
+from milterapp.mail.envelope import Envelope, believed, stated
 from milterapp.state.database import StateError
 
 __all__ = ["Service", "main"]
@@ -295,15 +295,17 @@ def _held(first: wire.Datagram) -> Task[Held]:
     """Return what the monitor vouches for, its message measured. Raises SealError or OSError."""
     message = first.descriptors[0]
     size = sealed.measure(message, _LONGEST_READ)
+    recipient, original = first.text("recipient"), first.text("original")
     envelope = Envelope(
         sender=first.text("sender"),
-        recipients=(first.text("recipient"),),
-        original_recipient=first.text("original"),
+        recipients=(recipient,),
+        original_recipient=believed(original, recipient),
         queue_id=first.text("queue_id"),
     )
     whole = sealed.read(message, size) if size <= _SMALL else None
     digest = (yield from _digest(message, size)) if whole is None else hashlib.sha256(whole).hexdigest()
-    return Held(envelope, first.text("user"), message, digest, size, virtual=first.kind == "VIRTUAL", whole=whole)
+    virtual = first.kind == "VIRTUAL"
+    return Held(envelope, first.text("user"), message, digest, size, stated(original), virtual=virtual, whole=whole)
 
 
 def _longest(held: Held) -> int:

@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["Envelope", "Stage", "split_address", "split_detail"]
+__all__ = ["Envelope", "Stage", "believed", "split_address", "split_detail", "stated"]
+
+_STATED = (
+    "rfc822;"  # before what an ORCPT said, which is the sender's word where it is not Postfix's (RFC 3461 section 4.2)
+)
 
 
 class Stage(IntEnum):
@@ -49,6 +53,16 @@ class Envelope:
     recipients: tuple[str, ...] = ()
     original_recipient: str = ""
     queue_id: str = ""
+
+
+def stated(original: str) -> str:
+    """Return an original recipient as it stands, believed or not: enough to tell two copies of a message apart."""
+    return original.removeprefix(_STATED)
+
+
+def believed(original: str, recipient: str) -> str:
+    """Return the original recipient where Postfix named it, the recipient where an ORCPT did: anybody can write one."""
+    return recipient if original.startswith(_STATED) else original
 
 
 def split_address(address: str) -> tuple[str, str]:

@@ -221,7 +221,7 @@ def test_several_messages_on_one_connection(world: World) -> None:
     assert client.say(b"x: y\r\n.\r\n")[0].startswith("250")
     fields, message = world.monitor.jobs[-1]
     assert fields == {
-        "sender": "", "recipient": "ok@x.org", "original": "i+x@x", "queue_id": "4B", "client": "2001:db8::1",
+        "sender": "", "recipient": "ok@x.org", "original": "rfc822;i+x@x", "queue_id": "4B", "client": "2001:db8::1",
     }  # fmt: skip
     assert message.startswith(b"Return-Path: <>\n")
     assert client.say(b"QUIT\r\n", 2) == ["221 2.0.0 Bye", ""]

@@ -102,6 +102,24 @@ def test_a_deferral_waits_in_the_queue(site: Site) -> None:
     assert subjects(site.inbox("alice")) == ["later"]
 
 
+AWAY = "rules:\n  - name: away\n    then:\n      vacation: I am away\n"
+
+
+@pytest.mark.parametrize(
+    ("to", "answers"), [pytest.param("ceo@bank.example", 0, id="a stranger"), pytest.param(ALICE, 1, id="her own")]
+)
+def test_nobody_answers_as_the_sender_says(site: Site, to: str, answers: int) -> None:
+    """An ORCPT that the sender writes is no address of the recipient's: nothing goes out as that one."""
+    site.rules("alice", AWAY)
+    with site.connection() as smtp:
+        assert smtp.mail("dora@home.example")[0] == 250
+        assert smtp.rcpt(ALICE, ["ORCPT=rfc822;ceo@bank.example"])[0] == 250
+        assert smtp.data(message("hello", to=to))[0] == 250
+    site.settle()
+    assert subjects(site.inbox("alice")) == ["hello"]
+    assert [header(one, "From") for one in site.elsewhere()] == [[ALICE]] * answers
+
+
 def test_the_envelope_reaches_the_rules(site: Site) -> None:
     """The extension of the recipient, and the null sender, are what Postfix was told."""
     site.rules("alice", SHOPS)
