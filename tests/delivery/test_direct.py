@@ -54,6 +54,20 @@ def test_envelope(changes: Mapping[str, str], head: bytes, want: Mapping[str, st
     assert want.items() <= direct.envelope({**GIVEN, **changes}, head).items()
 
 
+def test_what_cannot_be_loaded_is_temporary() -> None:
+    """Where milterapp or the memory for it is missing, the installed command ends with 75 and one line that says so."""
+    program = Path(sys.prefix) / "bin" / "milterapp-pipe"
+    for command, why in (
+        ((sys.executable, "-I", "-S", program), b"ModuleNotFoundError"),
+        (("prlimit", "--as=16384000", sys.executable, "-I", program), b": "),
+        ((program,), b"`delivery.keep`"),
+    ):
+        done = subprocess.run([*command, "--direct"], input=b"", capture_output=True, timeout=60, check=False, env={})
+        assert (done.returncode, done.stdout.count(b"\n")) == (75, 1), (done.stdout, done.stderr)
+        assert done.stdout.startswith(b"4.3.0 ")
+        assert why in done.stdout
+
+
 def test_no_recipient() -> None:
     """Without a recipient it was not called by an MTA, and says so."""
     with pytest.raises(direct.Temporary, match="RECIPIENT"):

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.root, pytest.mark.postfix]
 
 COMMAND = f"{PYTHON} -I -m milterapp.commands.direct --direct"
 CONFIGURATION = Path("/etc/milterapp/milterapp.yaml")
+FILTER = r"regexp:{ { /^5\.3\.[0-9]+ (Command .*)/ 4.3.0 $$1 } }"
 ALICE, BOB = "alice@example.org", "bob@example.org"
 
 
@@ -168,3 +169,27 @@ def test_a_forward_file(site: Site) -> None:
     finally:
         site.postconf(mailbox_command=COMMAND)
         site.postfix("reload")
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        pytest.param({"local_delivery_status_filter": FILTER}, "deferred", id="with the filter of the manual"),
+        pytest.param({}, "bounced", id="without"),
+    ],
+)
+def test_where_python_cannot_start(site: Site, settings: dict[str, str], status: str) -> None:
+    """A command that cannot even start is no fault of the message's: with the manual's filter it waits."""
+    site.postconf(mailbox_command="/usr/bin/prlimit --as=12288000 " + COMMAND, **settings)
+    site.postfix("reload")
+    try:
+        answer = site.send(message("hello"))
+        site.wait(lambda: bool(site.fates(answer.queue_id)), "an attempt", 60)
+        assert {one.status for one in site.fates(answer.queue_id)} == {status}
+    finally:
+        site.postconf(mailbox_command=COMMAND)
+        if settings:
+            site.run("postconf", "-X", *settings)
+        site.postfix("reload")
+    site.settle()
+    assert len(inbox("alice")) == (status == "deferred")
