@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from milterapp.delivery.confined import SYSTEM
+from milterapp.mail.domains import ascii_domain
 from milterapp.mail.envelope import split_address, split_detail
 
 __all__ = ["MapError", "Person", "Recipients", "key_of", "parse"]
@@ -106,13 +107,8 @@ def unquoted(local: str) -> str:
 
 def key_of(local: str, domain: str) -> str:
     """Return an address comparable: unquoted, in one case and one form of Unicode, its domain in ASCII (RFC 5890)."""
-    domain = unicodedata.normalize("NFC", domain).lower().rstrip(".")
-    if not domain.isascii():
-        try:
-            domain = domain.encode("idna").decode("ascii")
-        except UnicodeError:
-            pass  # no name of a host: it is compared as it is
-    return f"{unicodedata.normalize('NFC', unquoted(local)).lower()}@{domain}"
+    local = unicodedata.normalize("NFC", unquoted(local)).lower()
+    return f"{local}@{ascii_domain(domain)}"
 
 
 def parse(data: bytes, path: str) -> tuple[dict[str, Person], list[str]]:

@@ -16,6 +16,9 @@ ANN = Person("ann@v.example", 5000, 5000, "/var/vmail/ann")
 BEN = Person("Ben@v.example", 5000, 5000, "/var/vmail/ben")
 ODD = Person('"two words"@v.example', 5001, 5001, "/var/vmail/two words")
 ALL = Person("@all.example", 5000, 5000, "/var/vmail/all")
+SZ = Person("bob@straße.example", 5000, 5000, "/var/vmail/sz")
+SS = Person("bob@strasse.example", 5000, 5000, "/var/vmail/ss")
+SSS = Person("bob@strasse.test", 5000, 5000, "/var/vmail/sss")
 JÖRG = Person("jörg@müller.example", 5000, 5000, "/var/vmail/j")
 FILE = """\
 # who            uid  gid  home
@@ -27,6 +30,9 @@ ann+lists@v.example 5000 5000 /var/vmail/ben
 "two words"@v.example 5001 5001 /var/vmail/two words
   @all.example 5000 5000 /var/vmail/all
 jörg@müller.example 5000 5000 /var/vmail/j
+bob@straße.example 5000 5000 /var/vmail/sz
+bob@strasse.example 5000 5000 /var/vmail/ss
+bob@strasse.test 5000 5000 /var/vmail/sss
 """
 
 
@@ -57,6 +63,11 @@ def file(tmp_path: Path) -> Path:
         pytest.param("jörg@müller.example", (JÖRG, ""), id="smtputf8"),
         pytest.param("jo\u0308rg@mu\u0308ller.example", (JÖRG, ""), id="the other form of unicode"),
         pytest.param("jörg@xn--mller-kva.example", (JÖRG, ""), id="domain in ascii"),
+        pytest.param("bob@straße.example", (SZ, ""), id="sharp s"),
+        pytest.param("bob@xn--strae-oqa.example", (SZ, ""), id="sharp s in ascii"),
+        pytest.param("bob@strasse.example", (SS, ""), id="ss, another domain than with sharp s"),
+        pytest.param("bob@straße.test", None, id="sharp s, where there is ss alone"),
+        pytest.param("bob@STRAẞE.test", None, id="capital sharp s, where there is ss alone"),
         pytest.param("nobody@v.example", None, id="unknown"),
         pytest.param("root@elsewhere.example", None, id="unknown domain, though an account has that name"),
         pytest.param("@v.example", None, id="no local part"),
