@@ -72,8 +72,8 @@ class FileInto(Action):
 @dataclass(frozen=True, slots=True)
 class ForwardTo(Action):
     """Send the message on to an address, or to each of several: `forward: me@example.org`. A value from the message
-    may stand there only whole, and only where a list that the rule itself asks with `in` holds that very address.
-    With `copy: true` the rules go on.
+    may stand there only whole, and only where a list that the rule itself asks with `in` holds that very address; it
+    is sent to as the list writes it. With `copy: true` the rules go on.
     """
 
     word = "forward"

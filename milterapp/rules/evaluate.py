@@ -279,9 +279,10 @@ class Evaluation:
         if key not in self._values:
             found = self._capture(need, value.argument) if value.word == "match" else read_value(value, self.facts)
             if found and value in need.clause.targets:
-                forms = address_forms(found, self.facts.delimiter)
-                if not any(one.names(forms[:1]) for one in need.lists):
-                    found = None
+                form = address_forms(found, self.facts.delimiter)[0]
+                entries = (one.entry(form) for one in need.lists)
+                # Never what the message wrote: it compares as the entry does, but may be somebody else's address.
+                found = next((entry for entry in entries if entry is not None), None)
             self._values[key] = found or None
         return self._values[key]
 

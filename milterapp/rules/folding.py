@@ -1,12 +1,14 @@
 """When two texts are the same to a rule: Unicode composition never counts, case only where `case: true` asks.
 
-Must never: change a text that goes anywhere but into a comparison.
+Must never: change a text that goes anywhere but into a comparison. It is lenient, as conditions want it: `weiß@` is
+`weiss@` to them, which may be two people. So mail goes to an address of a rule or list, never to what compared like it.
 """
 
 from __future__ import annotations
 
 import unicodedata
 
+from milterapp.mail.domains import ascii_domain
 from milterapp.mail.envelope import split_address, split_detail
 
 __all__ = ["address_forms", "domain_levels", "fold", "fold_domain", "plain"]
@@ -23,14 +25,8 @@ def fold(text: str) -> str:
 
 
 def fold_domain(domain: str) -> str:
-    """Return a domain as it compares: lower case, A-labels, no final dot; what IDNA refuses stays as it is."""
-    folded = fold(domain).removesuffix(".")
-    if folded.isascii():
-        return folded
-    try:
-        return folded.encode("idna").decode("ascii")
-    except UnicodeError:
-        return folded
+    """Return a domain as it compares: lower case, A-labels, no final dot; what is no host's name stays Unicode."""
+    return ascii_domain(domain)
 
 
 def domain_levels(domain: str) -> list[str]:

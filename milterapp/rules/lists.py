@@ -134,7 +134,7 @@ class AddressList(DomainList):
 
     def __init__(self) -> None:
         super().__init__()
-        self._addresses: set[str] = set()
+        self._addresses: dict[str, str] = {}  # as it compares, and as it stands
 
     def add(self, entry: str) -> None:
         """Take one entry."""
@@ -142,19 +142,21 @@ class AddressList(DomainList):
         if at and "*" not in entry and "?" not in entry:
             if not local or not domain:
                 raise ValueError(f"found {entry!r}, expected an address such as bob@example.org or a domain")
-            self._addresses.add(f"{fold(local)}@{fold_domain(domain)}")
+            form = f"{fold(local)}@{fold_domain(domain)}"
+            self._addresses.setdefault(form, form if form == entry else entry)  # one text in memory, where it will do
         elif at:
             self._globs.take(entry)
         else:
             super().add(entry)
 
-    def names(self, forms: tuple[str, ...]) -> bool:
-        """Return whether the list holds this very address, not only its domain."""
-        return any(form in self._addresses for form in forms)
+    def entry(self, form: str) -> str | None:
+        """Return the list's own entry that is this address, as it stands; None where it has the domain alone."""
+        return self._addresses.get(form)
 
     def holds(self, value: str, forms: tuple[str, ...]) -> bool:
         """Return whether the list holds the address or its domain."""
-        return self.names(forms) or super().holds(value.rpartition("@")[2], forms) or any(map(self._globs.match, forms))
+        named = any(form in self._addresses for form in forms)
+        return named or super().holds(value.rpartition("@")[2], forms) or any(map(self._globs.match, forms))
 
 
 class NetworkList(TypedList):

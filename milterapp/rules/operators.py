@@ -130,9 +130,10 @@ class In(Operator):
         for one in self.lists:
             matcher.enter_list(one, number)
 
-    def names(self, forms: tuple[str, ...]) -> bool:
-        """Return whether one of the lists holds this very address."""
-        return any(isinstance(one, AddressList) and one.names(forms) for one in self.lists)
+    def entry(self, form: str) -> str | None:
+        """Return the entry of one of the lists that is this address, None where none is."""
+        found = (one.entry(form) for one in self.lists if isinstance(one, AddressList))
+        return next((entry for entry in found if entry is not None), None)
 
 
 @dataclass(frozen=True, slots=True)

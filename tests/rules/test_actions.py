@@ -11,7 +11,7 @@ from milterapp.rules.reading import CAN
 from tests.rules.helpers import MESSAGE, decide_text, rule_of
 
 ANY = "from: {in: friends}"
-LISTS = "lists:\n  friends: [bob+news@example.org, .example.org]\n"
+LISTS = "lists:\n  friends: [bob+news@example.org, .example.org, Replies@example.org]\n"
 
 # name: (action, whether in a site rule, the one entry of edits or deliveries)
 DONE: dict[str, tuple[str, bool, dict[str, Any]]] = {
@@ -45,6 +45,11 @@ DONE: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "replace_body": ("replace_body: nothing", True, {"action": "replace_body", "text": "nothing"}),
     "set_sender": ("set_sender: a@example.net", True, {"action": "set_sender", "sender": "a@example.net"}),
     "set_sender null": ("set_sender: <>", True, {"action": "set_sender", "sender": "<>"}),
+    "set a listed sender": (
+        "set_sender: '${reply_to.address}'",
+        True,
+        {"action": "set_sender", "sender": "Replies@example.org"},
+    ),
     "add_recipient": ("add_recipient: a@example.net", True, {"action": "add_recipient", "address": "a@example.net"}),
     "add a listed recipient": (
         "add_recipient: '${from.address}'",

@@ -10,7 +10,7 @@ from milterapp.mail.envelope import Stage
 from milterapp.mail.limits import Limits
 from milterapp.rules.decide import decide
 from milterapp.rules.decision import Reply, Verdict
-from milterapp.rules.deliveries import File, Forward, Keep, SendReply
+from milterapp.rules.deliveries import File, Keep, SendReply
 from milterapp.rules.evaluate import Evaluation, Unknown
 from milterapp.rules.expectation import summary
 from tests.rules.helpers import ENVELOPE, MESSAGE, decide_text, facts_of, policy_of
@@ -266,22 +266,6 @@ def test_a_reject_text_is_one_line_of_ascii() -> None:
     raw = b"Subject: =?utf-8?q?=C3=A9=0D=0A250_ok?=\n\n"
     decision = decide_text(rules_of(("{subject: {exists: yes}}", "{reject: 'no: ${subject}'}")), raw)
     assert decision.reply == Reply(550, "5.7.1", "no: ? 250 ok")
-
-
-FRIENDS = "lists:\n  friends: [bob@example.org, .example.net]\n"
-FORWARDS = {
-    "in the list": (b"From: bob@example.org\n\n", (Forward("bob@example.org"),)),
-    "by its domain only": (b"From: eve@example.net\n\n", (Keep(implicit=True),)),
-    "not in the list": (b"From: eve@example.com\n\n", (Keep(implicit=True),)),
-    "another one in the list": (b"From: eve@example.com, bob@example.org\n\n", (Keep(implicit=True),)),
-}
-
-
-@pytest.mark.parametrize(("raw", "wanted"), FORWARDS.values(), ids=FORWARDS)
-def test_a_message_never_chooses_whom_it_is_forwarded_to(raw: bytes, wanted: tuple[object, ...]) -> None:
-    """A value is forwarded to only where the rule's own list holds that very address."""
-    text = FRIENDS + rules_of(("{from: {in: friends}}", "{forward: '${from.address}'}"))
-    assert decide_text(text, raw).deliveries == wanted
 
 
 CONDITIONS = st.sampled_from(
