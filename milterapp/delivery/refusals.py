@@ -29,10 +29,13 @@ _ABOUT = {"spf": "smtp.mailfrom", "dkim": "header.d", "dmarc": "header.from"}
 def answered(decision: Decision, mail: Mail, envelope: Envelope, word: str, authserv_ids: Collection[str]) -> Decision:
     """Return the decision as it is carried out: a refusal that may not come back as a keep, the reason in its log.
 
+    What is kept has the edits and filters of all rules; where the refusal stands and nothing is delivered, they go.
     Copies that were made of the message stay, answers to its sender do not. word: the site's, of WORDS.
     """
-    if decision.verdict is not Verdict.REJECT or not (reason := doubt(mail, envelope, word, authserv_ids)):
+    if decision.verdict is not Verdict.REJECT:
         return decision
+    if not (reason := doubt(mail, envelope, word, authserv_ids)):
+        return decision if decision.deliveries else replace(decision, edits=(), filters=())
     said = f"kept, not rejected{_words(decision.reply)}: {reason}"
     deliveries = tuple(one for one in decision.deliveries if not isinstance(one, SendReply | Vacation))
     return replace(

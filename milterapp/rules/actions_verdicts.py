@@ -74,7 +74,7 @@ class Reject(Refusal):
     (`5.7.1`) or with code and status (`550 5.7.1`); `reject` alone says 550 5.7.1. It is ASCII; of several lines (a
     block: `reject: |`) the client hears each. In a personal rule Postfix tells the sender, with the text as one line
     (RFC 5429); where the sender is likely forged, or the site says so (`delivery.reject`), the message is kept
-    instead.
+    instead, with the edits of all rules.
     """
 
     word = "reject"

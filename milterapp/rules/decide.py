@@ -153,7 +153,9 @@ def _decision(
     deliveries = tuple(outcome.deliveries)
     if not policy.site and outcome.verdict is Verdict.NONE and not any(_whole(one) for one in deliveries):
         deliveries = (*deliveries, Keep(implicit=True))
-    dropped = outcome.verdict in FINAL and not deliveries
+    # What a person's rules refuse may have to be kept all the same (delivery.refusals), and then as they edit it.
+    kept_perhaps = outcome.verdict is Verdict.REJECT and not policy.site
+    dropped = outcome.verdict in FINAL and not deliveries and not kept_perhaps
     return Decision(
         verdict=outcome.verdict,
         reply=outcome.reply,

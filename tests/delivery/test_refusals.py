@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from milterapp.delivery import refusals
+from milterapp.mail.edits import AddHeader
 from milterapp.mail.envelope import Envelope
 from milterapp.mail.limits import Limits
 from milterapp.mail.message import Mail
-from milterapp.rules.decision import Decision, Reply, Verdict
+from milterapp.rules.decision import Decision, Filter, Reply, Verdict
 from milterapp.rules.deliveries import File, Keep, SendReply, Vacation
 
 IDS = ("mx.example.com",)
@@ -74,7 +75,7 @@ def test_a_header_that_cannot_be_read_is_doubt() -> None:
 
 
 def test_what_a_refusal_becomes() -> None:
-    """A kept message keeps its copies, answers nobody, and says why; any other decision stays as it is."""
+    """A kept message keeps its copies and edits, answers nobody, and says why; what is refused needs no edit."""
     copy, answers = File(("A",), copy=True), (SendReply("x"), Vacation("y"))
     reply = Reply(550, "5.7.1", "No")
     refused = Decision(Verdict.REJECT, reply, deliveries=(copy, *answers), matched=("a",), log=("b",))
@@ -83,6 +84,11 @@ def test_what_a_refusal_becomes() -> None:
     assert (kept.verdict, kept.reply, kept.deliveries, kept.matched) == (Verdict.NONE, None, (copy, Keep()), ("a",))
     assert kept.log == ("b", "kept, not rejected (5.7.1 No): the envelope sender is likely forged (spf=fail)")
     assert refusals.answered(refused, mail, envelope, "always", IDS) is refused
+
+    edited = Decision(Verdict.REJECT, reply, edits=(AddHeader("X-A", "b"),), filters=(Filter("scan"),))
+    kept = refusals.answered(edited, mail, envelope, "likely", IDS)
+    assert (kept.deliveries, kept.edits, kept.filters) == ((Keep(),), edited.edits, edited.filters)
+    assert refusals.answered(edited, mail, envelope, "always", IDS) == Decision(Verdict.REJECT, reply)
     for verdict in set(Verdict) - {Verdict.REJECT}:
         other = Decision(verdict, deliveries=(copy,))
         assert refusals.answered(other, mail, envelope, "never", IDS) is other

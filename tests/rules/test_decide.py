@@ -58,6 +58,11 @@ PERSONAL: dict[str, tuple[list[tuple[str, str]], str]] = {
         "none, file:A, keep",
     ),
     "reject": ([(HOLDS, "reject")], "reject (550 5.7.1 Message refused)"),
+    "edits of a refused message stay, it may be kept": (
+        [(HOLDS, "{add_header: {X-A: b}}"), (HOLDS, "reject")],
+        "reject (550 5.7.1 Message refused), add_header X-A: b",
+    ),
+    "edits of a discarded message go": ([(HOLDS, "{add_header: {X-A: b}}"), (HOLDS, "discard")], "discard"),
 }
 
 SITE: dict[str, tuple[list[tuple[str, str]], str]] = {
