@@ -12,7 +12,7 @@ from typing import ClassVar
 from milterapp.mail.edits import Edit
 from milterapp.mail.envelope import Stage
 from milterapp.rules.decision import EnvelopeEdit, Filter, Reply, Scripted, ScriptRun, Verdict
-from milterapp.rules.deliveries import Delivery
+from milterapp.rules.deliveries import Delivery, joined, place_of
 from milterapp.rules.facts import Facts
 from milterapp.rules.placeholders import Template, Value
 
@@ -23,7 +23,9 @@ Fill = Callable[[Value], str]
 
 @dataclass(slots=True)
 class Outcome:
-    """What the rules have come to so far. flags: of the rule that is carried out, for what it files."""
+    """What the rules have come to so far. flags: of the rule that is carried out, for what it files; places: which of
+    the deliveries goes to a place.
+    """
 
     verdict: Verdict = Verdict.NONE
     reply: Reply | None = None
@@ -33,6 +35,7 @@ class Outcome:
     filters: list[Filter] = field(default_factory=list)
     envelope: list[EnvelopeEdit] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
+    places: dict[Delivery, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     score: float = 0.0
     tags: frozenset[str] = frozenset()
@@ -41,8 +44,11 @@ class Outcome:
     message: str = ""
 
     def deliver(self, delivery: Delivery, *, copy: bool) -> None:
-        """Add a delivery, once; one that is no copy ends the rules."""
-        if delivery not in self.deliveries:
+        """Add a delivery, joined with one to the same place, where that stands; one that is no copy ends the rules."""
+        at = self.places.setdefault(place_of(delivery), len(self.deliveries))
+        if at < len(self.deliveries):
+            self.deliveries[at] = joined(self.deliveries[at], delivery)
+        else:
             self.deliveries.append(delivery)
         self.ended = self.ended or not copy
 

@@ -5,10 +5,13 @@ Must never: do anything, or know of rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Delivery", "File", "Forward", "Keep", "Pipe", "Send", "SendReply", "Vacation"]
+from milterapp.mail.domains import ascii_domain
+from milterapp.mail.envelope import split_address
+
+__all__ = ["Delivery", "File", "Forward", "Keep", "Pipe", "Send", "SendReply", "Vacation", "joined", "place_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +143,30 @@ class Send:
 
 
 Delivery = Keep | File | Forward | SendReply | Vacation | Pipe | Send
+
+
+def place_of(delivery: Delivery) -> Delivery:
+    """Return what two deliveries have in common that would bring the message to one place twice.
+
+    Folders are those of the Maildir: a dot within a level is no other than `_` there, and `INBOX` is its top. Of an
+    address the domain is one in any case, the local part is its host's matter (RFC 5321 section 2.4). What a script
+    sends on is apart: it has a sender and bounds of its own.
+    """
+    if isinstance(delivery, File):
+        levels = tuple(level.replace(".", "_") for level in delivery.folder)
+        return File(levels[1:] if "".join(levels[:1]).upper() == "INBOX" else levels)
+    if isinstance(delivery, Forward):
+        local, domain = split_address(delivery.to)
+        return replace(delivery, to=f"{local}@{ascii_domain(domain)}", copy=False)
+    return replace(delivery, copy=False) if isinstance(delivery, Pipe) else delivery
+
+
+def joined(first: Delivery, second: Delivery) -> Delivery:
+    """Return two deliveries to one place as one, which has what either asks for; a copy is what both are."""
+    if isinstance(first, File) and isinstance(second, File):
+        flags = tuple(sorted({*first.flags, *second.flags}))
+        create = first.create or second.create
+        return replace(first, copy=first.copy and second.copy, flags=flags, create=create)
+    if isinstance(first, Forward | Pipe) and isinstance(second, Forward | Pipe):
+        return replace(first, copy=first.copy and second.copy)
+    return first

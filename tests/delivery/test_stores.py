@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milterapp.delivery.stores import Maildir, Name, folder_name, stamped
+from milterapp.mail.values import Mailbox
+from milterapp.rules.deliveries import File, place_of
 
 NAME = Name(1_700_000_000, "M0123456789abcdefS0")
 MESSAGE = b"Subject: x\n\nhello\n"
@@ -173,6 +175,16 @@ def test_long_names_stay_apart() -> None:
     """Two names that differ only behind the cut are two folders."""
     one, two = (folder_name(("x" * 300 + end,)) for end in "ab")
     assert one != two
+
+
+LEVELS = st.lists(st.text("aA._ßI", min_size=1, max_size=3).map(Mailbox.component) | st.just("Inbox"), max_size=3)
+
+
+@given(LEVELS, LEVELS)
+def test_deliveries_know_which_folders_are_one(one: list[str], other: list[str]) -> None:
+    """Two names are one place to the rules where, and only where, they are one folder here."""
+    same = place_of(File(tuple(one))) == place_of(File(tuple(other)))
+    assert same is (folder_name(one) == folder_name(other))
 
 
 @pytest.mark.parametrize(
