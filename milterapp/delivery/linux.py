@@ -169,7 +169,7 @@ def become(uid: int, gid: int, groups: Sequence[int] = ()) -> None:
 def account(name: str) -> Account:
     """Return an account by its name, or, as chown(1) takes it, by `UID` or `UID:GID`. Raises PrivilegeError."""
     uid, colon, gid = name.partition(":")
-    if uid.isdigit() and (gid.isdigit() or not colon):
+    if name.isascii() and uid.isdigit() and (gid.isdigit() or not colon):
         return Account(name, int(uid), int(gid or uid))
     try:
         entry = pwd.getpwnam(name)
@@ -181,7 +181,7 @@ def account(name: str) -> Account:
 def group(name: str) -> int:
     """Return the id of a group by its name or number. Raises PrivilegeError."""
     try:
-        return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+        return int(name) if name.isascii() and name.isdigit() else grp.getgrnam(name).gr_gid
     except KeyError:
         raise PrivilegeError(f"group {name!r} does not exist") from None
 

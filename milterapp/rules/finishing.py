@@ -5,6 +5,7 @@ Must never: note a problem itself; each raises ValueError with what was expected
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -87,8 +88,7 @@ def _refusal(action: Refusal) -> Refusal:
 
 
 def _is_status(word: str) -> bool:
-    parts = word.split(".")
-    return len(parts) == 3 and all(part.isdigit() and len(part) <= 3 for part in parts) and len(parts[0]) == 1
+    return re.fullmatch(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}", word) is not None
 
 
 def _headers(action: SetHeader) -> SetHeader:

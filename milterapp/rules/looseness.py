@@ -110,10 +110,15 @@ class _Scan:
             self._at += 1
             if char == "{":
                 counts = self._pattern[self._at :].partition("}")[0].split(",")
-                if not all(count.isdigit() for count in counts[:1]) or len(counts) > 2:
+                if not _is_number(counts[0]) or len(counts) > 2:
                     one = (one[0], one[1] + 1)
                     continue
                 self._until("}")
-                most = max(int(count) if count.isdigit() else 1 for count in counts)
+                most = max(int(count) if _is_number(count) else 1 for count in counts)
                 one = (one[1] * most, one[1] * most) if most > 1 else one
         return one
+
+
+def _is_number(count: str) -> bool:
+    """Return whether RE2 reads a repetition so: digits of other scripts stand for themselves."""
+    return count.isascii() and count.isdigit()

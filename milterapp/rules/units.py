@@ -67,7 +67,7 @@ def parse_count(text: str) -> int:
 def parse_number(text: str) -> float:
     """Return any finite decimal number, a sign and a fraction allowed. Raises ValueError."""
     try:
-        number = float(text)
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or len(text) > 40:

@@ -163,7 +163,7 @@ def test_a_unit_may_refuse_capset_to_who_has_no_capability() -> None:
     assert inside(told) == errno.EPERM
 
 
-@pytest.mark.parametrize("name", ["no-such-account", "", "0x10", "-1", "root "])
+@pytest.mark.parametrize("name", ["no-such-account", "", "0x10", "-1", "root ", "٣", "²"])
 def test_an_account_that_does_not_exist_is_named(name: str) -> None:
     """An unknown account is a PrivilegeError with its name."""
     with pytest.raises(linux.PrivilegeError, match=f"account '{name}' does not exist"):

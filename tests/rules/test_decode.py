@@ -116,6 +116,8 @@ NO_UNITS: dict[str, tuple[Callable[[str], Any], str]] = {
     "a superscript": (parse_count, "²"),
     "month": (parse_duration, "1 month"),
     "infinite": (parse_number, "inf"),
+    "a number of other digits": (parse_number, "٣"),
+    "a number with an underscore": (parse_number, "1_0"),
     "not a number": (parse_number, "nan"),
     "maybe": (parse_bool, "maybe"),
 }

@@ -140,6 +140,16 @@ ACTIONS = {
     ),
     "code of another family": ("{reject: 450 4.7.1 no}", "10: code 450 for `reject`, expected 5xx such as 550"),
     "status of another family": ("{defer: 5.7.1 no}", "9: status 5.7.1 for `defer`, expected 4.x.x such as 4.7.1"),
+    "status of other digits": (
+        "{reject: {text: no, status: 5.٧.1}}",
+        "10: status 5.٧.1 for `reject`, expected 5.x.x such as 5.7.1",
+    ),
+    "status of two numbers": (
+        "{reject: {text: no, status: '5.7'}}",
+        "10: status 5.7 for `reject`, expected 5.x.x such as 5.7.1",
+    ),
+    "code of other digits": ("{reject: {text: no, code: 55٣}}", "27: found '55٣', expected a whole number"),
+    "score of other digits": ("{score: ٣}", "9: found '٣', expected a number"),
     "reply not ASCII": ("{reject: Käse}", "10: a reply with 'ä', expected ASCII: SMTP replies hold nothing else"),
     "reply of too many lines": (
         '{reject: "' + "x\\n" * 20 + 'x"}',
