@@ -150,7 +150,7 @@ def endpoint(address: str) -> str | tuple[str, int]:
     host, _, port = place.rpartition(":")
     if kind == "unix" and place.startswith("/"):
         return place
-    if kind == "inet" and host and port.isdecimal() and 0 < int(port) < 65536:
+    if kind == "inet" and host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536:
         return host.removeprefix("[").removesuffix("]"), int(port)
     raise ValueError("lmtp:unix:/PATH or lmtp:inet:HOST:PORT")
 
