@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ __all__ = ["Service", "ask", "main"]
 DEADLINE = 540.0  # seconds for the monitor; Postfix waits lmtp_data_done_timeout, 600
 _IDLE = 330.0  # seconds for which a client may say nothing; Postfix waits 300 in the middle of a message
 _QUIET, _SOON = 60.0, 1.0  # seconds of a turn in which nothing happens; and while it stops
+_DESCRIPTORS = 16384  # at most: a connection to the monitor for each recipient of the messages under way
 _STOPPING = 30.0  # seconds for which a stop waits for messages under way; the journals know the rest
 
 
@@ -152,6 +154,8 @@ def main(argv: list[str]) -> int:
             door.make_folder(os.path.dirname(place), account.uid, group, 0o2750)
         linux.drop_to_account(accounts["lmtp"], supplementary=(str(client.gid),))
         linux.undumpable()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
         os.umask(0o077)
         listeners = {kind: door.listen(place, 0o660, socket.SOCK_STREAM) for kind, place in places.items()}
     except (linux.PrivilegeError, ValueError, OSError) as error:

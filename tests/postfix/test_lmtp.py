@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grp
 import pwd
+import re
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,6 +241,20 @@ def test_what_the_door_reaches_were_it_taken_over(site: Site) -> None:
     assert (lines["CapEff"], lines["CapBnd"], lines["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
     assert lines["Uid"].split() == [str(pwd.getpwnam("milterapp-lmtp").pw_uid)] * 4
     assert lines["Groups"].split() == [str(grp.getgrnam("milterapp-pipe").gr_gid)]
+
+
+def test_the_door_has_descriptors_for_its_recipients(site: Site) -> None:
+    """A hundred connections of lists do not bring it to the 1,024 descriptors that a process begins with."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    site.stop_service("lmtp")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    try:
+        site.start_service("lmtp")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    limits = Path(f"/proc/{site._services['lmtp'].pid}/limits").read_text()
+    ((soft, hard),) = re.findall(r"^Max open files +([0-9]+) +([0-9]+)", limits, re.MULTILINE)
+    assert int(soft) == min(int(hard), 16384)
 
 
 def test_setup_keeps_the_door_it_finds(site: Site) -> None:
