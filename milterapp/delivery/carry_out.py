@@ -4,7 +4,8 @@ Must never: decide, answer `ok` while a delivery is not done, or do a step again
 
 A forward that submit refuses (its loop mark is on the message already, or there are too many) becomes a keep, unless
 it was a copy, and so does what was to be filed into a folder that must not be made: nothing is lost, nothing bounces,
-and the mail is where its owner looks.
+and the mail is where its owner looks. However many deliveries are a keep or become one, the message is kept once: all
+of them have the same edits, and the first that a rule asks for says with which flags.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs
 from milterapp.delivery.requests import RESPONSES, printable, waiting
 from milterapp.delivery.said import MOST_TEXT
-from milterapp.delivery.stores import Maildir, Name, NoFolderError, stamped
+from milterapp.delivery.stores import Maildir, Name, NoFolderError, folder_name, stamped
 from milterapp.mail.edits import apply
 from milterapp.rules.decision import Decision, Filter, Reply, Verdict
 from milterapp.rules.deliveries import Delivery, File, Forward, Keep, Pipe, Send, SendReply, Vacation
@@ -36,6 +37,7 @@ SECOND_VACATION = "another vacation answers this message"  # RFC 5230: one for a
 _FIELD = re.compile(rb"[!-9;-~]{1,200}[ \t]*:")  # how a header begins, RFC 5322 section 2.2
 _REPLY_TEXT = MOST_TEXT
 _LAST = SendReply | Vacation | Send  # what leaves only when everything else is done
+_KEEP = "keep"  # the step of what deliveries become, where none of them is a keep
 _ENDS_WELL = (Verdict.NONE, Verdict.ACCEPT, Verdict.DISCARD)
 _VERDICT_ENDS = {Verdict.REJECT: "reject", **dict.fromkeys(_ENDS_WELL, "ok")}
 
@@ -131,6 +133,13 @@ class _Steps:
         self._prepared = prepared
         self.done = {} if prepared.fresh else dict(job.journal.steps(job.key))
         self.outcomes: dict[str, Outcome] = {}
+        self._keeps = _keeps(decision, here=job.keep_here)
+        self._keep_step = next(iter(self._keeps), _KEEP)
+        # Each delivery had a keep of its own once: what was filed or marked as any of them, before an upgrade, is this.
+        self._known_keeps = [*self._keeps, *(f"{number}.keep" for number in range(len(decision.deliveries)))]
+        kept = [self.done[one] for one in self._known_keeps if self.done.get(one, "").startswith("done ")]
+        if kept:
+            self.done.setdefault(self._keep_step, kept[0])
 
     @property
     def _edited(self) -> bytes:
@@ -163,7 +172,12 @@ class _Steps:
         return message
 
     def once(self, step: str, do: Callable[[], Outcome]) -> Outcome:
-        """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again."""
+        """Do a step that is not done, and mark it. A refusal is final too: a retry does not ask again.
+
+        What was tried in this attempt is not tried again in it.
+        """
+        if step in self.outcomes:
+            return self.outcomes[step]
         if step in self.done:
             word, _, detail = self.done[step].partition(" ")
             outcome = Outcome(word, detail)
@@ -180,35 +194,52 @@ class _Steps:
 
     def deliver(self, step: str, delivery: Delivery) -> bool:
         """Carry one delivery out; False where it must be tried again."""
+        if isinstance(delivery, Keep) or step in self._keeps:
+            return self._kept().word == "done"
         if isinstance(delivery, File):
             outcome = self.once(step, lambda: self._file(step, delivery.folder, delivery.flags, create=delivery.create))
-            return self._kept_instead(step, outcome, copy=delivery.copy)
-        if isinstance(delivery, Keep):
-            return self.once(step, lambda: self._keep(step, delivery.flags)).word == "done"
+            return self._kept_instead(outcome, copy=delivery.copy)
         if isinstance(delivery, Forward):
             asked = {"to": delivery.to, "step": step}
             if delivery.script:
                 asked |= {"script": delivery.script, "from": delivery.sender}
             outcome = self.once(step, lambda: self._send("FORWARD", asked))
-            return self._kept_instead(step, outcome, copy=delivery.copy)
+            return self._kept_instead(outcome, copy=delivery.copy)
         if isinstance(delivery, Send):
             return self.once(step, lambda: self._write(step, delivery)).word != "failed"
         if isinstance(delivery, Pipe):
             return self.once(step, lambda: self._pipe(delivery)).word == "done"
         return self.once(step, lambda: self._reply(step, delivery)).word != "failed"
 
-    def _kept_instead(self, step: str, outcome: Outcome, *, copy: bool) -> bool:
+    def why(self, step: str) -> str:
+        """Return why a delivery must be tried again: its own reason, or that of the keep it is or became."""
+        outcome = self.outcomes.get(step)
+        if outcome is None or outcome.word == "refused":
+            outcome = self.outcomes[self._keep_step]
+        return waiting(f"{self._decision.deliveries[int(step)].to_json()['action']}: {outcome.detail}")
+
+    def _kept_instead(self, outcome: Outcome, *, copy: bool) -> bool:
         """Keep what could not go where its rule sends it, unless it was a copy; False where it must be tried again."""
         if outcome.word == "refused" and not copy:
-            outcome = self.once(f"{step}.keep", lambda: self._keep(f"{step}.keep"))
+            outcome = self._kept()
         return outcome.word != "failed"
 
-    def _file(self, step: str, folder: Sequence[str], flags: Sequence[str] = (), *, create: bool = True) -> Outcome:
+    def _kept(self) -> Outcome:
+        """Keep the message, once, whatever asks for it and however often."""
+        return self.once(self._keep_step, self._keep)
+
+    def _file(
+        self, step: str, folder: Sequence[str], flags: Sequence[str], *, create: bool = True, known: Sequence[str] = ()
+    ) -> Outcome:
+        """File the message. known: other steps as which it may be there."""
         job, key = self._job, self._job.key
-        name = Name(self._prepared.at, f"M{key.word}S{step}")
+        unique, *others = (f"M{key.word}S{one.replace('.', '-')}" for one in (step, *known))
+        name = Name(self._prepared.at, unique)
         parts = stamped(self._edited, job.sender, key.recipient, key.original)
         try:
-            filed = job.maildir.deliver(folder, name, parts, fresh=self._prepared.fresh, flags=flags, create=create)
+            filed = job.maildir.deliver(
+                folder, name, parts, fresh=self._prepared.fresh, flags=flags, create=create, known=others
+            )
         except NoFolderError as error:
             return Outcome("refused", error.strerror or "")
         return Outcome("done", str(name) if filed else f"{name}, there already")
@@ -219,9 +250,10 @@ class _Steps:
         ran = job.programs.run(delivery.program, delivery.arguments, message, job.variables, wanted=False)
         return Outcome("done", delivery.program) if ran.done else Outcome("failed", str(ran))
 
-    def _keep(self, step: str, flags: Sequence[str] = ()) -> Outcome:
+    def _keep(self) -> Outcome:
         if self._job.keep_here:
-            return self._file(step.replace(".", "-"), (), flags)
+            flags = next(iter(self._keeps.values()), ())
+            return self._file(self._keep_step, (), flags, known=self._known_keeps)
         outcome = self._send("KEEP", {})
         return Outcome("failed", outcome.detail) if outcome.word == "refused" else outcome
 
@@ -270,7 +302,7 @@ def carry_out(job: Job, decision: Decision, prepared: Prepared) -> Answer:
         some = [pair for pair in numbered if isinstance(pair[1], _LAST) is replies]
         failed = [step for step, delivery in some if not steps.deliver(step, delivery)]
         if failed:
-            return Answer("defer", _why(decision.deliveries, failed, steps.outcomes), steps.outcomes)
+            return Answer("defer", steps.why(failed[0]), steps.outcomes)
     if decision.filters and job.filtered is not None:
         job.filtered.remove()
     status = _VERDICT_ENDS[decision.verdict]
@@ -287,6 +319,15 @@ def left_to_keep(decision: Decision, raw: bytes) -> Answer | None:
         return None
     as_it_came = not decision.edits and not decision.message
     return Answer("keep", edited=-1 if as_it_came else sealed.seal([_as_edited(decision, raw)]))
+
+
+def _keeps(decision: Decision, *, here: bool) -> dict[str, Sequence[str]]:
+    """Return step and flags of each delivery that is a keep, as filing into the inbox is, where mail is kept there."""
+    return {
+        str(number): one.flags
+        for number, one in enumerate(decision.deliveries)
+        if isinstance(one, Keep) or (isinstance(one, File) and here and not folder_name(one.folder))
+    }
 
 
 def _as_edited(decision: Decision, raw: bytes) -> bytes:
@@ -318,12 +359,6 @@ def _message_in(written: bytes) -> bytes:
 def _does(decision: Decision) -> bool:
     """Tell whether the decision puts the message anywhere, or refuses it."""
     return decision.verdict is Verdict.REJECT or any(not isinstance(one, _LAST) for one in decision.deliveries)
-
-
-def _why(deliveries: Sequence[Delivery], failed: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
-    step = failed[0]
-    outcome = outcomes.get(f"{step}.keep") or outcomes[step]
-    return waiting(f"{deliveries[int(step)].to_json()['action']}: {outcome.detail}")
 
 
 def rejection(reply: Reply | None) -> str:

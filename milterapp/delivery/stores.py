@@ -64,18 +64,20 @@ class Maildir:
         fresh: bool,
         flags: Collection[str] = (),
         create: bool = True,
+        known: Collection[str] = (),
     ) -> bool:
         """File a message, durably; False where it was there already.
 
         fresh: nothing of that name can have been filed before, so that `cur` need not be searched. flags: any of seen,
-        flagged, answered. Raises OSError; with create False NoFolderError where there is no such folder.
+        flagged, answered. known: what else than its name's `unique` it may be there as. Raises OSError; with create
+        False NoFolderError where there is no such folder.
         """
         letters = "".join(sorted(_FLAGS[one] for one in set(flags)))
         final = f"{name}:2,{letters}" if letters else str(name)
         held: list[int] = []
         try:
             tmp, new, cur = self._open(folder, held, create=create)
-            if not fresh and _filed(new, cur, name.unique):
+            if not fresh and _filed(new, cur, {name.unique, *known}):
                 os.fsync(new)
                 os.fsync(cur)
                 return False
@@ -180,11 +182,11 @@ def _mark_folder(folder: int) -> None:
         os.fsync(folder)
 
 
-def _filed(new: int, cur: int, unique: str) -> bool:
-    """Tell whether a message of that name is there, seen and flagged by its reader or not."""
+def _filed(new: int, cur: int, names: Collection[str]) -> bool:
+    """Tell whether a message of one of these names is there, seen and flagged by its reader or not."""
     for place in (new, cur, new):  # a reader moves it from new to cur while we look
         with os.scandir(place) as entries:
-            if any(entry.name.split(".", 2)[1:2] == [unique] for entry in entries):
+            if any(word in names for entry in entries for word in entry.name.split(".", 2)[1:2]):
                 return True
     return False
 

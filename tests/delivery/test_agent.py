@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -293,6 +294,103 @@ def test_a_refused_forward_is_kept_in_the_maildir(person: Person, start: Start) 
     assert (submit.kinds, person.mail()) == (["FORWARD"], [STAMPED])
 
 
+TWO = "forward: [carol@example.org, dave@example.org]"
+NOWHERE = "file: {folder: A, create: false}"
+LOOP = {"FORWARD": ("REFUSED", "mail forwarding loop")}
+
+
+def then(*actions: str) -> str:
+    """Return one rule with these actions."""
+    return "rules:\n  - name: it\n    then:\n" + "".join(f"      - {one}\n" for one in actions)
+
+
+@pytest.mark.parametrize("keep", ["maildir", "postfix", "lmtp:unix:/x"])
+@pytest.mark.parametrize(
+    "actions",
+    [
+        pytest.param((TWO,), id="two forwards"),
+        pytest.param((NOWHERE, NOWHERE.replace("A", "B")), id="two missing folders"),
+        pytest.param((NOWHERE, TWO), id="a missing folder and two forwards"),
+        pytest.param(("keep", TWO), id="beside a keep"),
+        pytest.param((TWO, "keep"), id="before a keep"),
+    ],
+)
+def test_one_message_is_kept_once(person: Person, start: Start, actions: tuple[str, ...], keep: str) -> None:
+    """However many deliveries become a keep, beside one or not, there is one of them, over any number of attempts."""
+    person.write(then(*actions))
+    submit, agent = Submit(dict(LOOP)), start(keep=keep)
+    assert [agent.deliver(submit).status for _ in range(2)] == ["ok"] * 2
+    assert len(person.mail()) + submit.kinds.count("KEEP") == 1
+    if keep == "maildir":
+        _forget_marks(person)
+        assert agent.deliver(submit).status == "ok"
+        assert len(person.mail()) == 1
+
+
+@pytest.mark.parametrize(
+    ("actions", "kept"),
+    [
+        pytest.param(("file: INBOX", TWO), {"Maildir": 1}, id="the inbox"),
+        pytest.param(("file: {folder: inbox, copy: true}",), {"Maildir": 1}, id="a copy in the inbox"),
+        pytest.param(("file: A", TWO), {"Maildir": 1, "Maildir/.A": 1}, id="another folder"),
+        pytest.param(
+            ("file: A", "forward: {to: carol@example.org, copy: true}"), {"Maildir": 0, "Maildir/.A": 1}, id="copies"
+        ),
+    ],
+)
+def test_what_is_filed_into_the_inbox_is_kept(
+    person: Person, start: Start, actions: tuple[str, ...], kept: dict[str, int]
+) -> None:
+    """With `keep: maildir` what a rule files into the inbox is kept, and there once; filed elsewhere, it is not."""
+    person.write(then(*actions))
+    agent = start(keep="maildir")
+    assert [agent.deliver(Submit(dict(LOOP))).status for _ in range(2)] == ["ok"] * 2
+    assert {folder: len(person.mail(folder)) for folder in kept} == kept
+
+
+def test_a_keep_that_fails_is_tried_once_in_an_attempt(person: Person, start: Start) -> None:
+    """Who did not answer for a keep may have taken it all the same: the next delivery that becomes one asks no more."""
+    person.write(then(TWO))
+    submit, agent = Submit({**LOOP, "KEEP": ("FAILED", "Postfix is busy")}), start()
+    result = agent.deliver(submit)
+    assert (result.status, result.text) == ("defer", "forward: Postfix is busy")
+    assert submit.kinds == ["FORWARD", "KEEP", "FORWARD"]
+    del submit.answers["KEEP"]
+    result = agent.deliver(submit)
+    assert (result.status, submit.kinds[3:]) == ("ok", ["KEEP"])
+    assert result.event["outcomes"] == {
+        "0": "refused mail forwarding loop", "1": "refused mail forwarding loop", "keep": "done 4S0",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("actions", [(TWO,), (TWO, "keep"), ("keep", TWO)], ids=["alone", "before", "beside"])
+@pytest.mark.parametrize(
+    ("marks", "filed"),
+    [
+        pytest.param({"0.keep": "done x"}, "S0-keep", id="marked as the first"),
+        pytest.param({"1": "refused no", "1.keep": "done x"}, "S1-keep", id="marked as the second"),
+        pytest.param({}, "S0-keep", id="filed and not marked"),
+        pytest.param({"1": "refused no"}, "", id="not filed"),
+    ],
+)
+def test_an_upgrade_between_two_attempts(
+    person: Person, start: Start, marks: dict[str, str], filed: str, actions: tuple[str, ...]
+) -> None:
+    """Where each delivery had a keep of its own, what it filed or marked stands for the one keep; else that is made."""
+    person.write(then(*actions))
+    agent = start(keep="maildir")
+    assert agent.deliver(Submit(dict(LOOP))).status == "ok"
+    (path,) = (person.home / "Maildir/new").iterdir()
+    _forget_marks(person)
+    _mark(person, marks)
+    if filed:
+        path.rename(path.with_name(re.sub(r"S[0-9a-z]+\.", f"{filed}.", path.name)))
+    else:
+        path.unlink()
+    assert [agent.deliver(Submit(dict(LOOP))).status for _ in range(2)] == ["ok"] * 2
+    assert len(person.mail()) == 1
+
+
 def test_without_a_home_postfix_keeps(start: Start) -> None:
     """An account without a home has no Maildir: Postfix keeps its mail, whatever `keep` says."""
     submit = Submit()
@@ -571,6 +669,14 @@ def _forget_marks(person: Person) -> None:
     """Let the journal know what was prepared, and nothing that was done."""
     with sqlite3.connect(person.home / ".milterapp/journal.sqlite") as journal:
         journal.execute("DELETE FROM done")
+    journal.close()
+
+
+def _mark(person: Person, marks: dict[str, str]) -> None:
+    """Let the journal know what was done of the one message that it knows."""
+    with sqlite3.connect(person.home / ".milterapp/journal.sqlite") as journal:
+        for step, result in marks.items():
+            journal.execute("INSERT INTO done SELECT key, ?, ?, at FROM prepared", (step, result))
     journal.close()
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.delivery.smtp_peer import SmtpPeer
 from tests.postfix.harness import PYTHON, Site, message
 from tests.postfix.mailboxes import header
 
@@ -107,6 +110,22 @@ def test_a_forward_is_kept(site: Site) -> None:
     site.send(message("to be forwarded"))
     site.settle()
     assert (subjects(inbox("alice")), site.elsewhere()) == (["to be forwarded"], [])
+
+
+def test_several_forwards_are_kept_once(site: Site) -> None:
+    """Where an LMTP server keeps the mail, it is given a message once, however many of its forwards cannot leave."""
+    with tempfile.TemporaryDirectory(prefix="milterapp-direct-") as folder:
+        os.chmod(folder, 0o755)
+        keeper = SmtpPeer(f"{folder}/lmtp")
+        os.chmod(keeper.address, 0o666)
+        try:
+            CONFIGURATION.write_text(f"delivery:\n  keep: lmtp:unix:{keeper.address}\n")
+            site.rules("alice", "rules:\n  - name: on\n    then:\n      forward: [a@home.example, b@home.example]\n")
+            site.send(message("to be forwarded"))
+            site.settle()
+        finally:
+            keeper.close()
+    assert ([one.rcpt for one in keeper.taken], site.elsewhere()) == ([f"RCPT TO:<{ALICE}>"], [])
 
 
 COUNTING = """
