@@ -5,7 +5,7 @@ Must never: decide, answer `ok` while a delivery is not done, or do a step again
 A forward that submit refuses (its loop mark is on the message already, or there are too many) becomes a keep, unless
 it was a copy, and so does what was to be filed into a folder that must not be made: nothing is lost, nothing bounces,
 and the mail is where its owner looks. However many deliveries are a keep or become one, the message is kept once: all
-of them have the same edits, and the first that a rule asks for says with which flags.
+of them have the same edits, and the first that a rule asks for says with which flags, else the first that became one.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class _Steps:
             return self._kept().word == "done"
         if isinstance(delivery, File):
             outcome = self.once(step, lambda: self._file(step, delivery.folder, delivery.flags, create=delivery.create))
-            return self._kept_instead(outcome, copy=delivery.copy)
+            return self._kept_instead(outcome, delivery.flags, copy=delivery.copy)
         if isinstance(delivery, Forward):
             asked = {"to": delivery.to, "step": step}
             if delivery.script:
@@ -218,15 +218,15 @@ class _Steps:
             outcome = self.outcomes[self._keep_step]
         return waiting(f"{self._decision.deliveries[int(step)].to_json()['action']}: {outcome.detail}")
 
-    def _kept_instead(self, outcome: Outcome, *, copy: bool) -> bool:
+    def _kept_instead(self, outcome: Outcome, flags: Sequence[str] = (), *, copy: bool) -> bool:
         """Keep what could not go where its rule sends it, unless it was a copy; False where it must be tried again."""
         if outcome.word == "refused" and not copy:
-            outcome = self._kept()
+            outcome = self._kept(flags)
         return outcome.word != "failed"
 
-    def _kept(self) -> Outcome:
-        """Keep the message, once, whatever asks for it and however often."""
-        return self.once(self._keep_step, self._keep)
+    def _kept(self, flags: Sequence[str] = ()) -> Outcome:
+        """Keep the message, once, whatever asks for it and however often. flags: where no delivery is a keep itself."""
+        return self.once(self._keep_step, lambda: self._keep(next(iter(self._keeps.values()), flags)))
 
     def _file(
         self, step: str, folder: Sequence[str], flags: Sequence[str], *, create: bool = True, known: Sequence[str] = ()
@@ -250,9 +250,8 @@ class _Steps:
         ran = job.programs.run(delivery.program, delivery.arguments, message, job.variables, wanted=False)
         return Outcome("done", delivery.program) if ran.done else Outcome("failed", str(ran))
 
-    def _keep(self) -> Outcome:
+    def _keep(self, flags: Sequence[str]) -> Outcome:
         if self._job.keep_here:
-            flags = next(iter(self._keeps.values()), ())
             return self._file(self._keep_step, (), flags, known=self._known_keeps)
         outcome = self._send("KEEP", {})
         return Outcome("failed", outcome.detail) if outcome.word == "refused" else outcome

@@ -348,6 +348,27 @@ def test_what_is_filed_into_the_inbox_is_kept(
     assert {folder: len(person.mail(folder)) for folder in kept} == kept
 
 
+@pytest.mark.parametrize(
+    ("actions", "flags"),
+    [
+        pytest.param((NOWHERE, "flag: [seen, flagged]"), "FS", id="of the missing folder"),
+        pytest.param((NOWHERE,), "", id="none"),
+        pytest.param(("keep", "flag: seen"), "S", id="of a keep"),
+        pytest.param((NOWHERE.replace("}", ", copy: true}"), "flag: seen"), "", id="not of a copy, beside a keep"),
+        pytest.param((TWO, NOWHERE, "flag: seen"), "", id="not of what is kept already"),
+    ],
+)
+def test_the_flags_of_what_is_kept(person: Person, start: Start, actions: tuple[str, ...], flags: str) -> None:
+    """With `keep: maildir` what a missing folder would have had of flags is kept with it, unless it is kept anyway."""
+    person.write(then(*actions))
+    agent = start(keep="maildir")
+    assert agent.deliver(Submit(dict(LOOP))).status == "ok"
+    _forget_marks(person)
+    assert agent.deliver(Submit(dict(LOOP))).status == "ok"
+    (path,) = (one for part in ("new", "cur") for one in (person.home / "Maildir" / part).iterdir())
+    assert (path.parent.name, path.name.partition(":2,")[2]) == ("cur" if flags else "new", flags)
+
+
 def test_a_keep_that_fails_is_tried_once_in_an_attempt(person: Person, start: Start) -> None:
     """Who did not answer for a keep may have taken it all the same: the next delivery that becomes one asks no more."""
     person.write(then(TWO))
