@@ -285,24 +285,26 @@ class Agent:
     def _tell(self, arrived: _Arrived, home: int | None, event: dict[str, Any]) -> None:
         """Tell a user once that rules or a script failed; that this cannot be done is no reason to do anything else.
 
-        It is remembered before it is sent: a letter may be lost with the machine, but is not sent with every attempt.
+        It is remembered when it is sent, and sent only where that can be remembered: else it came with every message.
+        An attempt that died between the two is repeated, and the letter is the same one.
         """
         if home is None or not self._scripts.told:
             return
-        now = int(time.time())
+        now, keeps, said = int(time.time()), self._settings.broken_rules == "keep", []
         here = Maildir(home, self._settings.maildir) if self._settings.keep == "maildir" else None
         try:
             for told in self._scripts.news(home):
-                self._scripts.tell(home, told, now)
-                keeps = self._settings.broken_rules == "keep"
-                of = (arrived.envelope, arrived.key, arrived.raw, now)
-                letter = notice.Letter(told.script, told.text, *of, keeps, told.answered)
+                begun = replace(told, handle=f"{told.handle} begun")
+                self._scripts.tell(home, begun, now)
+                letter = notice.Letter(told, arrived.envelope, arrived.key, arrived.raw, now, keeps)
                 outcome = notice.tell(letter, home, STATE, here, arrived.submit)
-                event["notice"] = f"{outcome.word} {outcome.detail}".strip()
-                if outcome.word == "failed":
-                    self._scripts.untell(told)
+                said.append(f"{outcome.word} {outcome.detail}".strip())
+                if outcome.word == "done":
+                    self._scripts.tell(home, told, now)
+                self._scripts.untell(begun)
         except (StateError, OSError) as error:
-            event["notice"] = f"failed {error}"
+            said.append(f"failed {error}")
+        event["notice"] = "; ".join(said)
 
     def _journal_in(self, home: int | None) -> Journal | None:
         """Return the user's journal, None where there is none yet. Raises StateError."""

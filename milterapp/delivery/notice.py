@@ -30,7 +30,6 @@ _MOST_TEXT = 30 * 1024  # bytes of a letter
 _LONGEST = 16 << 20  # bytes of a message that is put there
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_STEP = "script"
 _MOST_PROBLEMS = 20
 _MEANWHILE = {
     True: "Meanwhile your mail is kept as if you had no rules.",
@@ -49,19 +48,22 @@ Your mail rules cannot be used:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What failed. script: as the rule names it, "" for the rules themselves; text: the traceback, or the problems.
+    """A letter about what failed with one message. now: seconds since 1970.
 
-    now: seconds since 1970. keeps: whether mail is kept meanwhile, else it waits. answered: by the script's ERROR.
+    keeps: whether mail is kept meanwhile, else it waits.
     """
 
-    script: str
-    text: str
+    told: Told
     envelope: Envelope
     key: Key
     raw: bytes
     now: int
     keeps: bool = False
-    answered: bool = False
+
+    @property
+    def step(self) -> str:
+        """Return what tells this letter from others that the same message caused: of each failure there is one."""
+        return f"notice{self.told.handle[:24]}"
 
 
 def of_rules(problems: Sequence[Problem]) -> Told:
@@ -77,19 +79,19 @@ def tell(about: Letter, home: int, state: str, maildir: Maildir | None, submit: 
 
     home: a descriptor; state: the folder below it in which the message is put for another try.
     """
-    if about.script:
+    if about.told.script:
         saved = _save(about, home, state)
-        subject, text = f"Your script {about.script} failed", "".join(_words(about, state, saved))
+        subject, text = f"Your script {about.told.script} failed", "".join(_words(about, state, saved))
     else:
-        subject, text = "Your mail rules cannot be used", _RULES.format(about.text, _MEANWHILE[about.keeps])
+        subject, text = "Your mail rules cannot be used", _RULES.format(about.told.text, _MEANWHILE[about.keeps])
     text = _cut(text)
     if maildir is None:
-        return submit.ask("NOTICE", {"subject": subject, "text": text, "step": _STEP})
+        return submit.ask("NOTICE", {"subject": subject, "text": text, "step": about.step})
     own = about.key.recipient
     parts = letter(own=own, subject=subject, text=text, now=datetime.fromtimestamp(about.now, UTC),
-                   message_id=f"{about.key.word}.{_STEP}@localhost")  # fmt: skip
+                   message_id=f"{about.key.word}.{about.step}@localhost")  # fmt: skip
     raw = b"".join(parts).replace(b"\r\n", b"\n")
-    name = Name(about.now, f"M{about.key.word}S{_STEP}")
+    name = Name(about.now, f"M{about.key.word}S{about.step}")
     maildir.deliver((), name, stamped(raw, "", own, about.key.original), fresh=False)
     return Outcome("done", str(name))
 
@@ -104,9 +106,10 @@ def _cut(text: str) -> str:
 
 
 def _words(about: Letter, state: str, saved: str) -> Iterator[str]:
-    yield f"The script {about.script} failed with the message {about.key.queue_id}. Nothing of what it asked for was\n"
-    yield f"done. {_ANSWERED[about.answered]} You are told of this failure once.\n\n"
-    yield about.text.rstrip("\n") + "\n"
+    told = about.told
+    yield f"The script {told.script} failed with the message {about.key.queue_id}. Nothing of what it asked for was\n"
+    yield f"done. {_ANSWERED[told.answered]} You are told of this failure once.\n\n"
+    yield told.text.rstrip("\n") + "\n"
     if saved:
         sender, recipient = shlex.quote(about.envelope.sender), shlex.quote(about.key.recipient)
         command = f"milterapp test --sender={sender} --recipient={recipient} < ~/{state}/{saved}"

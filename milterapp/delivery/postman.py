@@ -33,6 +33,7 @@ from milterapp.state.replied import Replied
 __all__ = ["DeferredError", "Held", "Postman", "RefusedError"]
 
 _MOST_REPLIES = 4  # one message may cause, whatever its rules say
+_MOST_NOTICES = 20  # likewise: its recipient may break rules and scripts in several ways while it waits
 _KEEP_RECORDS = 30 * 86400  # seconds; longer than Postfix tries (maximal_queue_lifetime)
 _LONGEST_DAYS = 365  # of a vacation
 _MOST_ADDRESSES = 20  # a vacation may name beside the envelope's
@@ -130,7 +131,7 @@ class Postman:
             done = self._journal.steps(key)
             if mark in done:
                 return done[mark]
-            most = self._most(request)
+            most = _MOST_NOTICES if request.kind == "NOTICE" else self._most(request)
             if request.kind != "KEEP" and sum(one.startswith(request.kind + " ") for one in done) >= most:
                 raise RefusedError(f"no more than {most} of these for one message")
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -530,6 +531,94 @@ def test_broken_rules(person: Person, start: Start, rules: str, mode: int, where
     person.write(FILE)
     assert agent.deliver(submit).status == "ok"
     assert len(person.mail("Maildir/.Lists.Python")) == 1
+
+
+WRONG = ["rules: [{name: a, thne: keep}]\n", "rules:\n  - name: a\n    iff: x\n    then: keep\n"]
+
+
+@pytest.mark.parametrize("keep", ["maildir", "postfix"])
+def test_rules_that_were_repaired_wrongly(person: Person, start: Start, keep: str) -> None:
+    """Each problem is told once: another one with the same message too, the same one with another message not again."""
+    submit, agent = Submit(), start(keep=keep)
+    told = []
+    for rules in (WRONG[0], WRONG[0], WRONG[1], WRONG[1], WRONG[0]):
+        person.write(rules)
+        for queue_id in ("4A", "4B"):
+            assert agent.deliver(submit, queue_id=queue_id).status == "defer"
+        told.append(len(person.mail()) + submit.kinds.count("NOTICE"))
+    assert told == [1, 1, 2, 2, 2]
+    letters = [*map(bytes.decode, person.mail()), *(one.fields["text"] for one in submit.asked)]
+    assert sorted("thne" in one for one in letters) == [False, True]
+    assert len(submit.sent) == submit.kinds.count("NOTICE")
+
+
+@pytest.mark.parametrize("answer", [("FAILED", "away"), ("REFUSED", "no more than 20 of these for one message")])
+def test_a_notice_that_did_not_leave_is_told_later(person: Person, start: Start, answer: tuple[str, str]) -> None:
+    """What submit fails to write, or will not, is told with the next message, and then no more."""
+    person.write(WRONG[0])
+    agent = start()
+    assert answer[1] in agent.deliver(Submit({"NOTICE": answer})).event["notice"]
+    submit = Submit()
+    for queue_id in ("4B", "4C"):
+        assert agent.deliver(submit, queue_id=queue_id).status == "defer"
+    assert submit.kinds == ["NOTICE"]
+
+
+class Killing(Submit):
+    """Kills who asks it for a notice, before it answers; what it was asked for is done."""
+
+    pid = 0
+
+    def do(self, request: wire.Datagram, key: str) -> tuple[str, str]:
+        """Do it."""
+        if request.kind == "NOTICE" and self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            self.pid = 0
+        return super().do(request, key)
+
+
+def test_an_agent_that_is_killed_while_it_tells(person: Person, start: Start) -> None:
+    """It has told nothing; the retry tells, as the same step, so that there is one letter."""
+    person.write(WRONG[0])
+    submit, agent = Killing(), AgentProcess(person)
+    submit.pid = agent.pid
+    assert (agent.deliver(submit).status, agent.close()) == (None, -signal.SIGKILL)
+    agent = start()
+    assert [agent.deliver(submit, queue_id=one).status for one in ("4A", "4A", "4B")] == ["defer"] * 3
+    assert (submit.kinds, len(submit.sent)) == (["NOTICE", "NOTICE"], 1)
+
+
+def test_a_notice_that_was_filed_and_not_remembered(person: Person, start: Start) -> None:
+    """A retry finds it in the Maildir, and files no second one."""
+    person.write(WRONG[0])
+    agent = start(keep="maildir")
+    assert agent.deliver(Submit()).status == "defer"
+    with sqlite3.connect(person.home / ".milterapp/scripts.sqlite") as memory:
+        assert memory.execute("DELETE FROM told").rowcount == 1
+    memory.close()
+    assert agent.deliver(Submit()).event["notice"].startswith("done ")
+    assert len(person.mail()) == 1
+
+
+def test_a_notice_that_no_maildir_could_take(person: Person, start: Start) -> None:
+    """It is told as soon as one can."""
+    person.write(WRONG[0])
+    person.write("", "Maildir")
+    agent = start(keep="maildir")
+    assert agent.deliver(Submit()).event["notice"].startswith("failed ")
+    (person.home / "Maildir").unlink()
+    for queue_id in ("4B", "4C"):
+        assert agent.deliver(Submit(), queue_id=queue_id).status == "defer"
+    assert len(person.mail()) == 1
+
+
+def test_a_notice_that_cannot_be_remembered_is_not_sent(person: Person, start: Start) -> None:
+    """Else there would be one with each message."""
+    person.write(WRONG[0])
+    person.write("garbage" * 500, ".milterapp/scripts.sqlite")
+    submit, agent = Submit(), start()
+    assert agent.deliver(submit).status == "defer"
+    assert submit.kinds == []
 
 
 def test_very_long_problems(person: Person, start: Start) -> None:

@@ -313,6 +313,24 @@ def test_another_failure_is_told_too(person: Person, start: Start) -> None:
     assert submit.kinds == ["NOTICE", "NOTICE"]
 
 
+@pytest.mark.parametrize("keep", ["maildir", "postfix"])
+def test_two_scripts_that_fail_with_one_message(person: Person, start: Start, keep: str) -> None:
+    """Their author is told of each, once."""
+    body = SORRY.replace("    mail.discard()\n", "")
+    with_script(
+        person, body, f"{RULES}  - name: b\n    then:\n      script: apps/b.py\n".replace("file: Rest", "tag: x")
+    )
+    person.write(HEAD + body, ".milterapp/apps/b.py")
+    submit, agent = Submit(), start(keep=keep)
+    for queue_id in ("4A", "4A", "4B"):
+        agent.deliver(submit, queue_id=queue_id)
+    subjects = [one.partition(b"Subject: ")[2].partition(b"\n")[0].decode() for one in person.mail()]
+    subjects += [one.fields["subject"] for one in submit.asked if one.kind == "NOTICE"]
+    assert sorted(subject for subject in subjects if "failed" in subject) == [
+        "Your script apps/b.py failed", "Your script apps/page.py failed",
+    ]  # fmt: skip
+
+
 def test_the_notice_in_a_maildir(person: Person, start: Start) -> None:
     """Where the site keeps mail in the Maildir, the notice lies there."""
     with_script(person, plain("raise ValueError('no')"))

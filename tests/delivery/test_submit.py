@@ -723,6 +723,15 @@ def test_a_notice_goes_to_the_mailbox(world: World) -> None:
     assert world.send.taken == []
 
 
+def test_of_each_failure_there_is_one_notice(world: World) -> None:
+    """Another step is another letter, the same one is not sent again; one message causes twenty at most."""
+    line, steps = world.bound(), [f"notice{number}" for number in range(21)]
+    said = [ask(line, "NOTICE", subject="It failed", text="Traceback", step=step) for step in (*steps, "notice0")]
+    assert said[:20] == [("DONE", f"4Q{number}") for number in range(20)]
+    assert said[20:] == [("REFUSED", "no more than 20 of these for one message"), ("DONE", "4Q0")]
+    assert len(world.hand_back.taken) == 20
+
+
 def test_another_alias_is_another_copy(world: World) -> None:
     """The same message to the same user by another alias is kept a second time, as Postfix would."""
     assert ask(world.bound(), "KEEP") == ("DONE", "4Q0")
