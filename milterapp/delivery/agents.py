@@ -6,7 +6,8 @@ message at once), leave one running past its deadline, or read what a user wrote
 The zygote forks them and kills them; the pool counts an agent until the kernel says that it has ended.
 
 Few messages need submit, so an agent has a line to it that leads nowhere yet: once it asks something, whoever gave the
-job hands our end on, and the next job comes with a new line. Until then the line serves one job after the other.
+job hands our end on, and ends it with the job; the next job comes with a new line. Until then the line serves one job
+after the other.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Verdict:
 
 
 Done = Callable[[Verdict], None]
-Asks = Callable[[socket.socket], None]  # takes our end of a line over which something has come
+Asks = Callable[[socket.socket], None]  # is lent our end of a line over which something has come
 
 
 class Room(Enum):

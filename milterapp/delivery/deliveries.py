@@ -255,6 +255,7 @@ class Deliveries:
 
     def _heard(self, delivery: _Delivery, verdict: Verdict) -> None:
         """Take what became of a job; one that has not begun waits for another agent, one to be kept for submit."""
+        self._submit.end_line(delivery.number)
         if verdict.again and not self._stopping:
             self._enter(delivery, Phase.WAITING, self._own["wait"])
         elif verdict.status == "keep":
@@ -268,7 +269,7 @@ class Deliveries:
     def _asked(self, delivery: _Delivery, line: socket.socket) -> None:
         """Give submit the line that the agent has just asked over; the agent sees the end of it where not."""
         try:
-            self._submit.vouch(*self._vouched(delivery), delivery.message, line)
+            self._submit.vouch(delivery.number, *self._vouched(delivery), delivery.message, line)
         except (OSError, wire.WireError) as error:
             self._log("warning", "submit does not answer", queue_id=delivery.envelope["queue_id"], error=str(error))
 

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -55,7 +55,7 @@ class Held:
     """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal.
 
     size: in bytes; original: the original recipient, believed or not; virtual: the recipient is no account of this
-    host, but one of a virtual domain; whole: the message, where it is small.
+    host, but one of a virtual domain; whole: the message, where it is small; header: what `_header` has read.
     """
 
     envelope: Envelope
@@ -66,6 +66,7 @@ class Held:
     original: str
     virtual: bool = False
     whole: bytes | None = None
+    header: list[Mail] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def recipient(self) -> str:
@@ -358,8 +359,10 @@ class Postman:
         )
 
     def _header(self, held: Held) -> Mail:
-        """Return the message as it came, as far as a header may reach."""
-        return self._read(held.message)
+        """Return the message as it came, as far as a header may reach; it is read once, whatever is asked about it."""
+        if not held.header:
+            held.header.append(self._read(held.message))
+        return held.header[0]
 
     def _read(self, message: int) -> Mail:
         limits = self._policy.limits

@@ -49,10 +49,11 @@ _SWEEP = 3600.0  # seconds between two sweeps of old records
 
 
 class Service:
-    """Connections, a task each. idle: seconds for which a connection may say nothing."""
+    """Connections, a task each. idle: seconds for which a connection may say nothing, and all that a line may last."""
 
-    def __init__(self, postman: Postman, monitor: int, log: Log, *, idle: float) -> None:
+    def __init__(self, postman: Postman, policy: SubmitPolicy, monitor: int, log: Log, *, idle: float) -> None:
         self._postman = postman
+        self._policy = policy
         self._monitor = monitor
         self._idle = idle
         self._tasks = Tasks()
@@ -187,7 +188,7 @@ class Service:
         return (kind, fields) if kind == "DONE" else ("FAILED", {"text": waiting(f"keep: {fields['text']}")})
 
     def _serve_line(self, first: wire.Datagram) -> Task[None]:
-        """Serve one line, which came with its envelope, until its end."""
+        """Serve one line, which came with its envelope, until its end: the monitor ends it with the agent's job."""
         try:
             with self._edge(), _line(first.descriptors[1]) as line:
                 line.setblocking(False)  # noqa: FBT003 - the same
@@ -223,21 +224,28 @@ class Service:
             except BlockingIOError:
                 yield Wait(connection.fileno(), seconds=seconds)
 
-    def _converse(self, connection: socket.socket, first: wire.Datagram) -> Task[None]:
+    def _converse(self, line: socket.socket, first: wire.Datagram) -> Task[None]:
+        """Answer what is asked over a line, within what one message can need: all others wait for the same thread."""
+        until = time.monotonic() + self._idle
         held = yield from _held(first)
-        while True:
-            yield Wait(connection.fileno(), seconds=self._idle)  # it comes when the agent has decided
-            request = yield from self._hear(connection, REQUESTS, (0, 1), self._idle)
+        left = self._policy.requests
+        while (seconds := until - time.monotonic()) > 0:
+            yield Wait(line.fileno(), seconds=seconds)  # also where there is something: others have their turn
+            request = yield from self._hear(line, REQUESTS, (0, 1), seconds)
             if request is None:
                 return
             try:
+                if not left:
+                    raise _hung_up(line, f"{held.user!a} asks more than {self._policy.requests} things of one message")
+                left -= 1
                 for edited in request.descriptors:
                     sealed.measure(edited, _longest(held))
                 with self._busy():
                     kind, fields = yield from self._answer(held, request)
-                    wire.send(connection, kind, fields)
+                    wire.send(line, kind, fields)
             finally:
                 request.close()
+        raise TimeoutError(f"a line of {held.user!a} lasted {self._idle:.0f} seconds")
 
     def _answer(self, held: Held, request: wire.Datagram) -> Task[tuple[str, Mapping[str, str]]]:
         """Return the response to one request, and write its line to the log."""
@@ -263,14 +271,31 @@ class Service:
         return kind, fields
 
 
-def _line(descriptor: int) -> socket.socket:
-    """Return a socket of a descriptor that stays the caller's. Raises OSError: then nothing is left open."""
+@contextmanager
+def _line(descriptor: int) -> Iterator[socket.socket]:
+    """Have a socket of a descriptor that stays the caller's, and end the line after it, which the monitor has open too.
+
+    Raises OSError: then nothing is left open.
+    """
     own = os.dup(descriptor)
     try:
-        return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=own)
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=own)
     except BaseException:
         os.close(own)
         raise
+    with line:
+        try:
+            yield line
+        finally:
+            with suppress(OSError):  # it has ended
+                line.shutdown(socket.SHUT_RDWR)
+
+
+def _hung_up(line: socket.socket, why: str) -> wire.WireError:
+    """Tell whoever has the other end of a line why it ends, and return that for the log."""
+    with suppress(OSError):  # nobody has, or reads it
+        wire.send(line, "FAILED", {"text": printable(why)})
+    return wire.WireError(why)
 
 
 def _tell(connection: socket.socket, number: int, said: tuple[str, Mapping[str, str]], seconds: float) -> Task[None]:
@@ -336,7 +361,8 @@ def main(argv: list[str]) -> int:
         door.make_folder(own["state"], account.uid, account.gid, 0o700)
         linux.drop_to_account(accounts["submit"], supplementary=("postdrop",))
         os.umask(0o077)
-        postman = Postman(SubmitPolicy.from_site(settings))
+        policy = SubmitPolicy.from_site(settings)
+        postman = Postman(policy)
         listener = door.listen(own["socket"], 0o660)
     except (linux.PrivilegeError, ValueError) as error:
         log("error", "cannot start", reason=str(error))
@@ -347,7 +373,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: listener.shutdown(socket.SHUT_RDWR))
     log("info", "ready", socket=own["socket"])
-    Service(postman, monitor.uid, log, idle=delivery["deadline"] + delivery["wait"]).run(listener)
+    Service(postman, policy, monitor.uid, log, idle=delivery["deadline"] + delivery["wait"]).run(listener)
     postman.leave()
     log("info", "stopped")
     return os.EX_OK

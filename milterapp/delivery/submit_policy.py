@@ -13,6 +13,8 @@ from milterapp.mail.limits import Limits
 
 __all__ = ["SubmitPolicy"]
 
+_BESIDE = 20  # requests about one message: keeps, replies, notices, and some that are refused
+
 
 @dataclass(frozen=True, slots=True)
 class SubmitPolicy:
@@ -33,6 +35,11 @@ class SubmitPolicy:
     daily_replies: int = 200
     script_recipients: int = 20
     script_domains: tuple[str, ...] = ()
+
+    @property
+    def requests(self) -> int:
+        """Return how many requests may come over the line of one message; an agent marks what was refused, too."""
+        return self.forwards + 2 * self.script_recipients + _BESIDE  # a script forwards as often as it sends
 
     @classmethod
     def from_site(cls, settings: Mapping[str, Any]) -> SubmitPolicy:

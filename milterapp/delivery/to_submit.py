@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from milterapp.delivery import wire
 from milterapp.delivery.children import Loop
@@ -26,6 +27,7 @@ class ToSubmit:
         self._loop, self._path = loop, path
         self._connection: socket.socket | None = None
         self._asked: dict[int, Done] = {}
+        self._lines: dict[int, socket.socket] = {}
 
     def __len__(self) -> int:
         """Return how many messages it was asked to keep and has not answered for."""
@@ -44,9 +46,25 @@ class ToSubmit:
             raise
         self._connection = connection
 
-    def vouch(self, kind: str, envelope: wire.Fields, message: int, line: socket.socket) -> None:
-        """Tell submit of which envelope and message a line is. Raises OSError or WireError."""
-        self._send(kind, envelope, (message, line.fileno()))
+    def vouch(self, number: int, kind: str, envelope: wire.Fields, message: int, line: socket.socket) -> None:
+        """Tell submit of which envelope and message a line is. Raises OSError or WireError.
+
+        Our end is kept as well, to end the line with the job it is for, whatever the agent does with its own.
+        """
+        ours = line.dup()
+        try:
+            self._send(kind, envelope, (message, line.fileno()))
+        except BaseException:
+            ours.close()
+            raise
+        self._lines[number] = ours
+
+    def end_line(self, number: int) -> None:
+        """End the line of a job that is over; nothing happens where it had none."""
+        line = self._lines.pop(number, None)
+        if line is not None:
+            with line, suppress(OSError):  # it has ended
+                line.shutdown(socket.SHUT_RDWR)
 
     def keep(self, number: int, kind: str, envelope: wire.Fields, messages: tuple[int, ...], done: Done) -> None:
         """Ask submit to keep a message; done is called once, but where it is forgotten. Raises OSError or WireError.
@@ -87,11 +105,13 @@ class ToSubmit:
             done(kept, answer.text("queue_id" if kept else "text"))
 
     def _end(self) -> None:
-        """Give the connection up, and all that was asked over it."""
+        """Give the connection up, and all that was asked over it and over the lines that went with it."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._loop.unwatch(connection)
             connection.close()
+        for number in list(self._lines):
+            self.end_line(number)
         asked, self._asked = self._asked, {}
         for done in asked.values():
             done(False, "milterapp submit gave up")  # noqa: FBT003 - the type of Done says it

@@ -40,7 +40,8 @@ class Submit(threading.Thread):
         super().__init__(daemon=True)
         self.requests: list[tuple[str, str, str, bytes]] = []  # kind, recipient, user, message
         self.kept: list[tuple[str, str, bytes]] = []  # for the monitor itself: recipient, user, message
-        self.deaf = False  # whether those are never answered
+        self.deaf = False  # whether those, and agents, are never answered
+        self.lines: list[threading.Thread] = []  # of agents, each alive until its line has ended
         self.heard: list[str] = []  # the recipient of each envelope that came with a line
         self.answer: tuple[str, dict[str, str]] = ("DONE", {"queue_id": "NEW"})
         self.connections: list[socket.socket] = []
@@ -71,7 +72,8 @@ class Submit(threading.Thread):
             line.setblocking(True)
             self.heard.append(envelope.text("recipient"))
             envelope.close()
-            threading.Thread(target=self._answer, args=(line, envelope, message), daemon=True).start()
+            self.lines.append(threading.Thread(target=self._answer, args=(line, envelope, message), daemon=True))
+            self.lines[-1].start()
 
     def _keep(self, connection: socket.socket, asked: wire.Datagram, message: bytes) -> None:
         """Do what the monitor itself asks."""
@@ -88,7 +90,8 @@ class Submit(threading.Thread):
             while (request := wire.receive(line, REQUESTS, descriptors=(0, 1))) is not None:
                 request.close()
                 self.requests.append((request.kind, envelope.text("recipient"), envelope.text("user"), message))
-                wire.send(line, self.answer[0], self.answer[1])
+                if not self.deaf:
+                    wire.send(line, self.answer[0], self.answer[1])
 
     def stop(self) -> None:
         """Refuse from now on."""

@@ -83,6 +83,7 @@ _served: list[str] = []  # queue ids that this process has answered
 
 
 _line: list[int] = []  # to submit, which no job has used yet
+_hoarded: list[int] = []  # those that an agent does not let go of
 
 
 def ask() -> str:
@@ -127,6 +128,9 @@ def act(job: wire.Datagram, home: str, user: str) -> tuple[str, str, str]:
     elif what == "PROBE":
         return "ok", "", json.dumps(inside())
     elif what == "ASK":
+        return ask(), "", ""
+    elif what == "HOARD":
+        _hoarded.append(os.dup(_line[-1]))
         return ask(), "", ""
     elif what in EDITED:
         return "keep", "", json.dumps({"rules": [what]})

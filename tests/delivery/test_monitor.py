@@ -184,7 +184,7 @@ def test_what_is_only_kept_the_monitor_hands_back(chain: Chain, queue_id: str, m
 
 def test_nothing_of_a_hand_back_stays_open(chain: Chain) -> None:
     """Messages handed back, edited or not, or that could not be, leave the monitor as many descriptors as before."""
-    acts = ("EDITED", "UNSEALED", "KEEP")
+    acts = ("EDITED", "UNSEALED", "KEEP", "ASK")
     for queue_id in acts:
         chain.deliver(queue_id=queue_id)
     before = len(os.listdir(f"/proc/{chain.monitor.pid}/fd"))
@@ -243,6 +243,45 @@ def test_hand_backs_take_turns(chain: Chain) -> None:
     clients = [chain.begin(f"u{uid}@x", "KEEP") for uid in range(20001, 20004)]
     assert [chain.end(client)[0] for client in clients] == [75] * 3
     assert len(chain.submit.kept) == 2
+
+
+def lines_end(chain: Chain) -> bool:
+    """Return whether every line that agents had to submit ends in time."""
+    for line in chain.submit.lines:
+        line.join(10)
+    return bool(chain.submit.lines) and not any(line.is_alive() for line in chain.submit.lines)
+
+
+def test_a_line_to_submit_ends_with_its_job(chain: Chain) -> None:
+    """An agent that does not let go of its line asks nothing over it once it has answered; the next job has its own."""
+    assert [chain.deliver(queue_id="HOARD") for _ in range(3)] == [(0, b"")] * 3
+    assert lines_end(chain)
+    assert chain.deliver(queue_id="ASK") == (0, b"")
+    assert [kind for kind, *_ in chain.submit.requests] == ["KEEP"] * 4
+
+
+def test_a_line_to_submit_ends_with_its_agent(chain: Chain) -> None:
+    """Where an agent is killed at its deadline submit sees the end of its line; until then it has one."""
+    chain.submit.deaf = True
+    asked = chain.begin(queue_id="HOARD")
+    until = time.monotonic() + 20
+    while not chain.submit.requests and time.monotonic() < until:
+        time.sleep(0.01)
+    assert chain.submit.lines[0].is_alive()
+    assert chain.end(asked) == (75, b"4.3.0 the delivery took too long\n")
+    assert lines_end(chain)
+
+
+def test_an_agent_waits_for_a_submit_that_ends_no_longer(chain: Chain) -> None:
+    """What it asks over its line ends with submit, though the monitor has that line as well."""
+    chain.submit.deaf = True
+    asked = chain.begin(queue_id="ASK")
+    until = time.monotonic() + 20
+    while not chain.submit.requests and time.monotonic() < until:
+        time.sleep(0.01)
+    chain.submit.stop()
+    status, output = chain.end(asked)
+    assert (status, b"too long" in output) == (75, False)
 
 
 @pytest.fixture

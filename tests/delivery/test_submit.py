@@ -63,9 +63,8 @@ class World:
         assert self.policy is not None
         self.postman = Postman(self.policy)
         self.listener = door.listen(str(self.folder / "submit"), 0o660)
-        self._thread = threading.Thread(
-            target=Service(self.postman, self.monitor, Log("submit"), idle=self.idle).run, args=(self.listener,)
-        )
+        service = Service(self.postman, self.policy, self.monitor, Log("submit"), idle=self.idle)
+        self._thread = threading.Thread(target=service.run, args=(self.listener,))
         self._thread.start()
 
     def stop(self) -> None:

@@ -1,0 +1,122 @@
+"""What one user's agent can take of submit, and what is left for everybody else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from milterapp.delivery import postman, sealed, wire
+from milterapp.delivery.requests import RESPONSES
+from milterapp.mail.message import Mail
+from tests.delivery.test_submit import ENVELOPE, MESSAGE, World, ask
+
+REFUSED = {"rule": "away", "subject": "", "text": "x"}  # a reply to a list
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Give a running service."""
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def line(world: World, over: socket.socket, **other: str) -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a line that envelope and message were said of, the agent's and the one the monitor keeps."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(10)
+    message = sealed.seal([MESSAGE])
+    wire.send(over, "ENVELOPE", {**ENVELOPE, **other}, (message, theirs.fileno()))
+    os.close(message)
+    world._connections += [ours, theirs]
+    return ours, theirs
+
+
+def test_a_line_takes_so_many_requests(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Beyond what the policy lets one message cause an agent is hung up on, which is logged once; not the next one."""
+    assert world.policy is not None
+    most = world.policy.requests
+    assert most == 4 + 2 * 20 + 20
+    ours, _ = line(world, monitor := world.connect())
+    for _ in range(most):
+        assert ask(ours, "FORWARD", to="c@example.org", step="no step")[0] == "REFUSED"
+    assert ask(ours, "KEEP") == ("FAILED", f"'bob' asks more than {most} things of one message")
+    assert ours.recv(1) == b""
+    assert ask(line(world, monitor)[0], "KEEP")[0] == "DONE"
+    said = capfd.readouterr().err
+    assert said.count("result=refused") == most
+    assert said.count('event="connection closed"') == said.count(f"more than {most} things") == 1
+
+
+def test_the_header_is_read_once_a_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the guards are asked about a message, its header is parsed once; another line's is another's."""
+    read: list[int] = []
+
+    def counted(raw: bytes, *limits: object) -> Mail:
+        read.append(len(raw))
+        return Mail(raw, *limits)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(postman, "Mail", counted)
+    listed = b"List-Id: <l.example.org>\n" + MESSAGE
+    first = world.bound(listed)
+    assert {ask(first, "REPLY", **REFUSED, step=str(step))[0] for step in range(5)} == {"REFUSED"}
+    assert ask(first, "FORWARD", to="c@example.org", step="9")[0] == "DONE"
+    assert read == [len(listed)]
+    assert ask(world.bound(queue_id="4B"), "REPLY", **REFUSED, step="0")[0] == "DONE"
+    assert read == [len(listed), len(MESSAGE)]
+
+
+def test_a_line_does_not_last_for_ever(tmp_path: Path) -> None:
+    """An agent that asks again and again is hung up on when no job can last any more, however little it pauses."""
+    world = World(tmp_path, idle=1.0)
+    try:
+        ours, begun, asked = world.bound(), time.monotonic(), 0
+        while asked < 60:
+            wire.send(ours, "KEEP", {})
+            if wire.receive(ours, RESPONSES) is None:
+                break
+            asked += 1
+            time.sleep(0.1)
+    except BrokenPipeError:
+        pass  # hung up on between two of them
+    finally:
+        world.close()
+    assert 2 <= asked < 30
+    assert time.monotonic() - begun >= 1.0
+
+
+def test_the_monitor_ends_a_line(world: World) -> None:
+    """A line that the monitor ends makes room for another of that user's, though its agent keeps its own end."""
+    monitor = world.connect()
+    kept = [line(world, monitor, queue_id=f"4H{number}") for number in range(8)]
+    assert [ask(ours, "KEEP")[0] for ours, _ in kept] == ["DONE"] * 8
+    assert line(world, monitor)[0].recv(1) == b""
+    for _, theirs in kept:
+        theirs.shutdown(socket.SHUT_RDWR)
+    until = time.monotonic() + 10
+    answer = b""
+    while not answer and time.monotonic() < until:
+        ours, _ = line(world, monitor)
+        try:
+            wire.send(ours, "KEEP", {})
+            answer = ours.recv(1000)
+        except BrokenPipeError:
+            continue  # it has yet to see the end of the others
+    assert answer.startswith(b"DONE")
+
+
+def test_what_is_under_way_when_a_line_ends_is_marked(world: World) -> None:
+    """A request that the end of its line overtakes is carried out once: the next attempt hears what became of it."""
+    ours, theirs = line(world, monitor := world.connect())
+    wire.send(ours, "KEEP", {})
+    theirs.shutdown(socket.SHUT_RDWR)
+    until = time.monotonic() + 10
+    while (not world.hand_back.taken or world.postman._under_way) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert ask(line(world, monitor)[0], "KEEP") == ("DONE", "4Q0")
+    assert len(world.hand_back.taken) == 1
