@@ -37,8 +37,8 @@ from milterapp.state.database import StateError
 
 __all__ = ["Service", "main"]
 
-_CONNECTIONS = 100  # at once; the rest wait in the backlog
-_FOR_ONE = 8  # of them for one user; an agent needs one, and what it killed before may still have another
+_CONNECTIONS = 100  # at once, and what is kept for the monitor; the rest wait in the backlog. Lines are counted apart
+_FOR_ONE = 8  # lines of one user; an agent needs one, and what it killed before may still have another
 _FULL = 0.05  # seconds until room is looked for again
 _TIDY, _QUIET = 1.0, 60.0  # seconds between two looks at sessions with Postfix, and where there are none
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
@@ -57,7 +57,7 @@ class Service:
         self._monitor = monitor
         self._idle = idle
         self._tasks = Tasks()
-        self._connections = self._requests = 0
+        self._connections = self._lines = self._requests = 0
         self._users: Counter[str] = Counter()
         self._open, self._stopping = True, False
         self._log = log
@@ -109,17 +109,22 @@ class Service:
             self._requests -= 1
 
     @contextmanager
-    def _one_of(self, user: str) -> Iterator[None]:
-        """Count a user's connections; the monitor's own, without a user, it bounds itself.
+    def _one_of(self, user: str, line: socket.socket) -> Iterator[None]:
+        """Count a user's lines.
 
-        Raises WireError where an agent keeps more than one can need: they would be missing for everybody else.
+        Raises WireError, and tells who asks, where an agent keeps more than one can need, or there are too many of all:
+        what is kept for the monitor goes on beside them.
         """
         if user and self._users[user] >= _FOR_ONE:
-            raise wire.WireError(f"{user!a} holds {_FOR_ONE} connections")
+            raise _hung_up(line, f"{user!a} holds {_FOR_ONE} lines")
+        if self._lines >= self._policy.lines:
+            raise _hung_up(line, f"{self._lines} lines are in use")
+        self._lines += 1
         self._users[user] += 1
         try:
             yield
         finally:
+            self._lines -= 1
             self._users[user] -= 1
             if not self._users[user]:
                 del self._users[user]
@@ -132,7 +137,7 @@ class Service:
 
     def _serve(self, connection: socket.socket) -> Task[None]:
         """Take envelopes over one connection until its end: what to keep, or the line that requests come over."""
-        with self._edge(), connection:
+        with self._edge(), self._counted(), connection:
             connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
             patience = self._idle
             while (first := (yield from self._hear(connection, ENVELOPE, (1, 2), patience))) is not None:
@@ -160,7 +165,7 @@ class Service:
         """
         answered = False
         try:
-            with self._edge():
+            with self._edge(), self._counted():
                 if self._stopping:
                     said: tuple[str, Mapping[str, str]] = "FAILED", {"text": "milterapp submit is stopping"}
                     yield from _tell(connection, number, said, self._idle)
@@ -192,23 +197,29 @@ class Service:
         try:
             with self._edge(), _line(first.descriptors[1]) as line:
                 line.setblocking(False)  # noqa: FBT003 - the same
-                with self._one_of(first.text("user")):
+                with self._one_of(first.text("user"), line):
                     yield from self._converse(line, first)
         finally:
             first.close()
 
     @contextmanager
-    def _edge(self) -> Iterator[None]:
-        """Count a connection, and let no fault of its out."""
+    def _counted(self) -> Iterator[None]:
+        """Count a connection, or what is kept for the monitor."""
         self._connections += 1
+        try:
+            yield
+        finally:
+            self._connections -= 1
+
+    @contextmanager
+    def _edge(self) -> Iterator[None]:
+        """Let no fault of a connection or a line out."""
         try:
             yield
         except (wire.WireError, sealed.SealError, OSError) as error:
             self._log("warning", "connection closed", reason=str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - a task's edge: the asker sees the end of the connection and defers
             self._log("error", "internal error", reason=f"{type(error).__name__}: {error}")
-        finally:
-            self._connections -= 1
 
     def _hear(
         self,

@@ -13,12 +13,16 @@ from milterapp.mail.limits import Limits
 
 __all__ = ["SubmitPolicy"]
 
+_LINES = 100  # of agents at once, at least; each has one while it has a message
 _BESIDE = 20  # requests about one message: keeps, replies, notices, and some that are refused
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitPolicy:
-    """The site's settings as submit needs them (milterapp.yaml(5), `submit`); seconds, paths. keep: `delivery.keep`."""
+    """The site's settings as submit needs them (milterapp.yaml(5), `submit`); seconds, paths. keep: `delivery.keep`.
+
+    lines: how many agents may ask at once.
+    """
 
     state: str
     hand_back: str
@@ -35,6 +39,7 @@ class SubmitPolicy:
     daily_replies: int = 200
     script_recipients: int = 20
     script_domains: tuple[str, ...] = ()
+    lines: int = _LINES
 
     @property
     def requests(self) -> int:
@@ -53,4 +58,5 @@ class SubmitPolicy:
             limits=limits,
             keep=delivery["keep"],
             script_recipients=delivery["script_recipients"],
+            lines=max(_LINES, delivery["agents"]),
         )

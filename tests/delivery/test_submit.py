@@ -798,11 +798,13 @@ def test_who_waits_for_postfix_holds_up_nobody(world: World, size: int) -> None:
     world.hand_back.silent.set()
 
 
-def test_one_user_cannot_hold_all_connections(world: World) -> None:
-    """A taken-over agent that keeps its connections loses further ones itself; other people's mail goes on."""
+def test_one_user_cannot_hold_all_lines(world: World) -> None:
+    """A taken-over agent that keeps its lines loses further ones itself; other people's mail goes on."""
     kept = [world.bound(queue_id=f"4H{number}") for number in range(8)]
     assert [ask(one, "KEEP")[0] for one in kept] == ["DONE"] * 8
-    assert world.bound(queue_id="4I").recv(1) == b""
+    over = world.bound(queue_id="4I")
+    assert over.recv(1000) == b"FAILED\ntext:19:'bob' holds 8 lines\n"
+    assert over.recv(1) == b""
     assert ask(world.bound(user="carol"), "KEEP")[0] == "DONE"
     assert ask(world.bound(user="", queue_id="4J"), "KEEP")[0] == "DONE"
     kept[0].close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
@@ -12,8 +13,10 @@ import pytest
 
 from milterapp.delivery import postman, sealed, wire
 from milterapp.delivery.requests import RESPONSES
+from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.mail.message import Mail
-from tests.delivery.test_submit import ENVELOPE, MESSAGE, World, ask
+from milterapp.settings import Settings
+from tests.delivery.test_submit import ENVELOPE, MESSAGE, World, ask, ask_or_closed, kept, tell
 
 REFUSED = {"rule": "away", "subject": "", "text": "x"}  # a reply to a list
 
@@ -95,19 +98,41 @@ def test_the_monitor_ends_a_line(world: World) -> None:
     monitor = world.connect()
     kept = [line(world, monitor, queue_id=f"4H{number}") for number in range(8)]
     assert [ask(ours, "KEEP")[0] for ours, _ in kept] == ["DONE"] * 8
-    assert line(world, monitor)[0].recv(1) == b""
+    assert line(world, monitor)[0].recv(6) == b"FAILED"
     for _, theirs in kept:
         theirs.shutdown(socket.SHUT_RDWR)
     until = time.monotonic() + 10
-    answer = b""
-    while not answer and time.monotonic() < until:
-        ours, _ = line(world, monitor)
-        try:
-            wire.send(ours, "KEEP", {})
-            answer = ours.recv(1000)
-        except BrokenPipeError:
-            continue  # it has yet to see the end of the others
-    assert answer.startswith(b"DONE")
+    while not ask_or_closed(line(world, monitor)[0]) and time.monotonic() < until:
+        time.sleep(0.01)  # it has yet to see the end of the others
+    assert ask(line(world, monitor)[0], "KEEP") == ("DONE", "4Q8")
+
+
+def test_lines_leave_room_for_what_the_monitor_keeps(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where agents hold as many lines as there are, the next agent is told so and waits; what is kept goes on."""
+    monitor = world.connect()
+    held = [line(world, monitor, user=f"u{at // 8}", queue_id=f"4H{at}") for at in range(100)]
+    over = line(world, monitor, user="carol")[0]
+    assert over.recv(1000) == b"FAILED\ntext:20:100 lines are in use\n"
+    assert over.recv(1) == b""
+    for number in range(20):
+        tell(monitor, str(number), queue_id=f"4I{number}")
+    assert [kept(monitor)[1] for _ in range(20)] == ["DONE"] * 20
+    assert ask(held[99][0], "KEEP")[0] == "DONE"
+    held[0][1].shutdown(socket.SHUT_RDWR)
+    until = time.monotonic() + 10
+    again = False
+    while not again and time.monotonic() < until:
+        again = ask_or_closed(line(world, monitor, user="carol")[0])
+    assert again
+    assert "100 lines are in use" in capfd.readouterr().err
+
+
+def test_there_are_lines_for_all_agents() -> None:
+    """A site with more agents than usual has a line for each."""
+    settings = dataclasses.asdict(Settings())
+    assert SubmitPolicy.from_site(settings).lines == 100
+    settings["delivery"]["agents"] = 300
+    assert SubmitPolicy.from_site(settings).lines == 300
 
 
 def test_what_is_under_way_when_a_line_ends_is_marked(world: World) -> None:
