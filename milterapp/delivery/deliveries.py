@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -75,6 +75,11 @@ class _Delivery:
     ends: float = 0.0
     kept: Verdict | None = None
     obstacle: str = Phase.WAITING.value
+
+    @property
+    def owner(self) -> Hashable:
+        """Return whose mailbox it is for, as far as that is known."""
+        return self.envelope["recipient"] if self.user is None else (self.user.uid, self.user.home)
 
 
 class Deliveries:
@@ -202,15 +207,23 @@ class Deliveries:
                 self._ask(delivery)
             if delivery.phase is not Phase.WAITING:
                 continue
-            if delivery.user is None or delivery.kept is not None:
-                room = Room.NOW if len(self._submit) < self._own["agents"] else Room.BUSY
-            else:
-                room = self._agents.room(delivery.user)
+            room = self._room(delivery)
             full += room is Room.FULL
             delivery.obstacle = Phase.WAITING.value
             if room is Room.NOW:
                 self._begin(delivery)
         self._agents.make_room(full)
+
+    def _room(self, delivery: _Delivery) -> Room:
+        """Return whether a delivery could begin now: its agent's work, or its hand-back.
+
+        Somebody's second hand-back begins only while half of the places are free: a slow mailbox leaves them to others.
+        """
+        if delivery.user is not None and delivery.kept is None:
+            return self._agents.room(delivery.user)
+        under_way, most = len(self._submit), self._own["agents"]
+        full = under_way >= most or (2 * under_way >= most and self._submit.of(delivery.owner))
+        return Room.BUSY if full else Room.NOW
 
     def _begin(self, delivery: _Delivery) -> None:
         """Hand over to the agent, or hand back; where the agent or submit is missing, go on waiting."""
@@ -239,7 +252,7 @@ class Deliveries:
         messages = (delivery.message, *((before.edited,) if before is not None and before.edited >= 0 else ()))
         kind, envelope = self._vouched(delivery)
         done = lambda kept, text: self._kept(delivery, text, kept=kept)  # noqa: E731 - a name for one argument
-        self._submit.keep(delivery.number, kind, envelope, messages, done)
+        self._submit.keep(delivery.number, kind, envelope, messages, delivery.owner, done)
         self._enter(delivery, Phase.HANDING_BACK, delivery.ends - self._clock() if before else self._own["deadline"])
 
     def _give(self, delivery: _Delivery, user: User) -> None:
@@ -260,8 +273,8 @@ class Deliveries:
             self._enter(delivery, Phase.WAITING, self._own["wait"])
         elif verdict.status == "keep":
             delivery.kept = verdict
-            self._enter(delivery, Phase.WAITING, delivery.ends - self._clock())
-            if len(self._submit) < self._own["agents"]:
+            self._enter(delivery, Phase.WAITING, min(self._own["wait"], delivery.ends - self._clock()))
+            if self._room(delivery) is Room.NOW:
                 self._begin(delivery)
         else:
             self._finish(delivery, verdict)

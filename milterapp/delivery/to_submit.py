@@ -8,7 +8,8 @@ again.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 
 from milterapp.delivery import wire
@@ -26,12 +27,17 @@ class ToSubmit:
     def __init__(self, loop: Loop, path: str) -> None:
         self._loop, self._path = loop, path
         self._connection: socket.socket | None = None
-        self._asked: dict[int, Done] = {}
+        self._asked: dict[int, tuple[Hashable, Done]] = {}
+        self._of: Counter[Hashable] = Counter()
         self._lines: dict[int, socket.socket] = {}
 
     def __len__(self) -> int:
         """Return how many messages it was asked to keep and has not answered for."""
         return len(self._asked)
+
+    def of(self, owner: Hashable) -> int:
+        """Return how many of those are one owner's."""
+        return self._of[owner]
 
     def reach(self) -> None:
         """See that there is somebody to ask. Raises OSError."""
@@ -66,17 +72,26 @@ class ToSubmit:
             with line, suppress(OSError):  # it has ended
                 line.shutdown(socket.SHUT_RDWR)
 
-    def keep(self, number: int, kind: str, envelope: wire.Fields, messages: tuple[int, ...], done: Done) -> None:
+    def keep(
+        self, number: int, kind: str, envelope: wire.Fields, messages: tuple[int, ...], owner: Hashable, done: Done,
+    ) -> None:  # fmt: skip
         """Ask submit to keep a message; done is called once, but where it is forgotten. Raises OSError or WireError.
 
         number: tells it from all others, and is never used again; messages: as it came, and as edited, if it was.
         """
         self._send(kind, {**envelope, "id": number}, messages)
-        self._asked[number] = done
+        self._asked[number] = owner, done
+        self._of[owner] += 1
 
-    def forget(self, number: int) -> None:
-        """Hear no more of what was asked; nothing happens where it was not."""
-        self._asked.pop(number, None)
+    def forget(self, number: int) -> Done | None:
+        """Hear no more of what was asked, and return who was to be told; None where it was not asked."""
+        if number not in self._asked:
+            return None
+        owner, done = self._asked.pop(number)
+        self._of[owner] -= 1
+        if not self._of[owner]:
+            del self._of[owner]
+        return done
 
     def _send(self, kind: str, fields: wire.Fields, descriptors: tuple[int, ...]) -> None:
         for kept in (self._connection is not None, False):
@@ -99,7 +114,7 @@ class ToSubmit:
         if answer is None:
             self._end()
             return
-        done = self._asked.pop(answer.number("id"), None)
+        done = self.forget(answer.number("id"))
         if done is not None:
             kept = answer.kind == "DONE"
             done(kept, answer.text("queue_id" if kept else "text"))
@@ -112,6 +127,6 @@ class ToSubmit:
             connection.close()
         for number in list(self._lines):
             self.end_line(number)
-        asked, self._asked = self._asked, {}
-        for done in asked.values():
-            done(False, "milterapp submit gave up")  # noqa: FBT003 - the type of Done says it
+        for done in [self.forget(number) for number in list(self._asked)]:
+            if done is not None:
+                done(False, "milterapp submit gave up")  # noqa: FBT003 - the type of Done says it

@@ -41,6 +41,7 @@ class Submit(threading.Thread):
         self.requests: list[tuple[str, str, str, bytes]] = []  # kind, recipient, user, message
         self.kept: list[tuple[str, str, bytes]] = []  # for the monitor itself: recipient, user, message
         self.deaf = False  # whether those, and agents, are never answered
+        self.deaf_to: str | None = None  # the user of whom those are never answered
         self.lines: list[threading.Thread] = []  # of agents, each alive until its line has ended
         self.heard: list[str] = []  # the recipient of each envelope that came with a line
         self.answer: tuple[str, dict[str, str]] = ("DONE", {"queue_id": "NEW"})
@@ -81,7 +82,7 @@ class Submit(threading.Thread):
             message = os.pread(asked.descriptors[1], 1 << 20, 0)
         asked.close()
         self.kept.append((asked.text("recipient"), asked.text("user"), message))
-        if not self.deaf:
+        if not self.deaf and asked.text("user") != self.deaf_to:
             kind, fields = self.answer
             wire.send(connection, kind, {"id": asked.text("id"), **fields})
 

@@ -245,6 +245,31 @@ def test_hand_backs_take_turns(chain: Chain) -> None:
     assert len(chain.submit.kept) == 2
 
 
+def test_a_slow_mailbox_leaves_room_for_others() -> None:
+    """Of what submit is slow with for one user half of the places are taken, and the rest waits no longer than it may.
+
+    Another user's mail goes on meanwhile.
+    """
+    chain = Chain(agents=4, wait=2.0, deadline=6.0)
+    try:
+        chain.submit.deaf_to = "u20001"
+        begun = time.monotonic()
+        clients = [chain.begin("u20001@x", "KEEP") for _ in range(4)]
+        assert chain.deliver("u20002@x", "KEEP") == (0, b"")
+        waited = chain.wait("delivery", 2, user="u20001")
+        assert (waited["text"], time.monotonic() - begun < 6) == ("too many deliveries at once", True)
+        assert chain.deliver("u20002@x", "KEEP") == (0, b"")
+        assert [user for _, user, _ in chain.submit.kept].count("u20001") == 2
+        assert [chain.end(client)[0] for client in clients] == [75] * 4
+        chain.wait("delivery", 4, user="u20001")
+        said = [one["text"] for one in chain.log("delivery") if one["user"] == "u20001"]
+        assert said == ["too many deliveries at once"] * 2 + ["milterapp submit did not answer in time"] * 2
+        chain.submit.deaf_to = None
+        assert chain.deliver("u20001@x", "KEEP") == (0, b"")
+    finally:
+        chain.close()
+
+
 def lines_end(chain: Chain) -> bool:
     """Return whether every line that agents had to submit ends in time."""
     for line in chain.submit.lines:
