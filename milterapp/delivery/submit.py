@@ -43,7 +43,7 @@ _FULL = 0.05  # seconds until room is looked for again
 _TIDY, _QUIET = 1.0, 60.0  # seconds between two looks at sessions with Postfix, and where there are none
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
 _LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
-_GROWTH = 16 * 1024 * 1024  # bytes by which edits may make a message longer: a new body is at most a rule file long
+_GROWTH = 16 << 20  # bytes by which edits may make a message longer: a new body is at most a rule file long
 _SMALL = 64 * 1024  # bytes of a message that is read once, for all that is done with it
 _SWEEP = 3600.0  # seconds between two sweeps of old records
 
@@ -185,8 +185,6 @@ class Service:
         _, *edited = asked.descriptors
         try:
             held = yield from _held(asked)
-            for one in edited:
-                sealed.measure(one, _longest(held))
         except (sealed.SealError, OSError) as error:
             return "FAILED", {"text": waiting(f"keep: {error}")}
         kind, fields = yield from self._answer(held, wire.Datagram("KEEP", {}, tuple(edited)))
@@ -249,8 +247,6 @@ class Service:
                 if not left:
                     raise _hung_up(line, f"{held.user!a} asks more than {self._policy.requests} things of one message")
                 left -= 1
-                for edited in request.descriptors:
-                    sealed.measure(edited, _longest(held))
                 with self._busy():
                     kind, fields = yield from self._answer(held, request)
                     wire.send(line, kind, fields)
@@ -262,11 +258,11 @@ class Service:
         """Return the response to one request, and write its line to the log."""
         start = time.monotonic()
         try:
-            queue_id = yield from self._postman.carry(held, request, time.time())
+            queue_id = yield from self._postman.carry(held, self._bounded(held, request), time.time())
             kind, fields = "DONE", {"queue_id": queue_id}
         except RefusedError as refused:
             kind, fields = "REFUSED", {"text": printable(str(refused))}
-        except (DeferredError, SmtpError, AddressError, StateError, OSError) as error:
+        except (DeferredError, SmtpError, AddressError, StateError, sealed.SealError, OSError) as error:
             kind, fields = "FAILED", {"text": printable(str(error) or type(error).__name__)}
         except Exception as error:  # noqa: BLE001 - the edge of one request: a fault of ours is temporary
             kind, fields = "FAILED", {"text": printable(f"internal error: {type(error).__name__}")}
@@ -280,6 +276,22 @@ class Service:
             seconds=round(time.monotonic() - start, 3),
         )  # fmt: skip
         return kind, fields
+
+    def _bounded(self, held: Held, request: wire.Datagram) -> wire.Datagram:
+        """Return the request, to keep what edits made too long as it came: each attempt would have the same bytes.
+
+        Raises SealError where the edited message is not sealed; RefusedError: a forward's owner then keeps it.
+        """
+        size = max((sealed.measure(one, _LONGEST_READ) for one in request.descriptors), default=0)
+        most = max(held.size + _GROWTH, self._policy.output)
+        if size <= most:
+            return request
+        why = f"the message as edited has {size} bytes, more than {most}"
+        if request.kind != "KEEP":
+            raise RefusedError(why)
+        of = {"queue_id": held.envelope.queue_id, "recipient": printable(held.recipient)}
+        self._log("warning", "kept unedited", **of, reason=why)
+        return wire.Datagram("KEEP", {})
 
 
 @contextmanager
@@ -342,11 +354,6 @@ def _held(first: wire.Datagram) -> Task[Held]:
     digest = (yield from _digest(message, size)) if whole is None else hashlib.sha256(whole).hexdigest()
     virtual = first.kind == "VIRTUAL"
     return Held(envelope, first.text("user"), message, digest, size, stated(original), virtual=virtual, whole=whole)
-
-
-def _longest(held: Held) -> int:
-    """Return how many bytes the message may have once it is edited."""
-    return held.size + _GROWTH
 
 
 def _digest(message: int, size: int) -> Task[str]:

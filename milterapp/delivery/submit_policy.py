@@ -21,7 +21,7 @@ _BESIDE = 20  # requests about one message: keeps, replies, notices, and some th
 class SubmitPolicy:
     """The site's settings as submit needs them (milterapp.yaml(5), `submit`); seconds, paths. keep: `delivery.keep`.
 
-    lines: how many agents may ask at once.
+    lines: how many agents may ask at once; output: bytes that a program may write, and so the message it filtered have.
     """
 
     state: str
@@ -40,6 +40,7 @@ class SubmitPolicy:
     script_recipients: int = 20
     script_domains: tuple[str, ...] = ()
     lines: int = _LINES
+    output: int = 0
 
     @property
     def requests(self) -> int:
@@ -59,4 +60,5 @@ class SubmitPolicy:
             keep=delivery["keep"],
             script_recipients=delivery["script_recipients"],
             lines=max(_LINES, delivery["agents"]),
+            output=max((one["output"] for one in settings["programs"].values()), default=0),
         )

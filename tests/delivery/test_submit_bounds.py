@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from milterapp.delivery import postman, sealed, wire
+from milterapp.delivery import postman, sealed, submit, wire
 from milterapp.delivery.requests import RESPONSES
 from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.mail.message import Mail
-from milterapp.settings import Settings
+from milterapp.settings import Program, Settings
 from tests.delivery.test_submit import ENVELOPE, MESSAGE, World, ask, ask_or_closed, kept, tell
 
 REFUSED = {"rule": "away", "subject": "", "text": "x"}  # a reply to a list
@@ -133,6 +133,55 @@ def test_there_are_lines_for_all_agents() -> None:
     assert SubmitPolicy.from_site(settings).lines == 100
     settings["delivery"]["agents"] = 300
     assert SubmitPolicy.from_site(settings).lines == 300
+
+
+LONG = MESSAGE + b"x\n" * 1000
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let edits make a message longer by less than usual, which the peer takes sooner."""
+    monkeypatch.setattr(submit, "_GROWTH", 1000)
+    return 1000
+
+
+def test_what_edits_make_far_too_long_is_kept_as_it_came(
+    world: World, short: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each attempt would have the same bytes, so nothing waits: it is kept, unedited, which is logged with its size."""
+    assert ask(world.bound(), "KEEP", LONG) == ("DONE", "4Q0")
+    monitor = world.connect()
+    tell(monitor, "1", MESSAGE, LONG, queue_id="4B")
+    assert kept(monitor) == ("1", "DONE", "4Q1")
+    assert [taken.data for taken in world.hand_back.taken] == [MESSAGE.replace(b"\n", b"\r\n")] * 2
+    why = f"the message as edited has {len(LONG)} bytes, more than {len(MESSAGE) + short}"
+    said = capfd.readouterr().err
+    assert said.count(why) == said.count('event="kept unedited"') == 2
+    assert ask(world.bound(), "FORWARD", LONG, to="c@example.org", step="0") == ("REFUSED", why)
+    assert world.send.taken == []
+
+
+@pytest.mark.usefixtures("short")
+def test_what_a_filter_may_write_is_taken(world: World) -> None:
+    """A message may have as many bytes as the site lets a program write, however short it was before."""
+    assert world.policy is not None
+    world.stop()
+    world.policy = dataclasses.replace(world.policy, output=len(LONG))
+    world.start()
+    assert ask(world.bound(), "KEEP", LONG) == ("DONE", "4Q0")
+    monitor = world.connect()
+    tell(monitor, "1", MESSAGE, LONG, queue_id="4B")
+    assert kept(monitor) == ("1", "DONE", "4Q1")
+    tell(monitor, "2", MESSAGE, LONG + b"y", queue_id="4C")
+    assert kept(monitor) == ("2", "DONE", "4Q2")
+    assert [len(taken.data) > len(LONG) for taken in world.hand_back.taken] == [True, True, False]
+
+
+def test_the_longest_output_counts() -> None:
+    """Of the programs that the site has, the one that may write most says how long a filtered message may be."""
+    settings = Settings(programs={"a": Program(("/bin/cat",)), "b": Program(("/bin/cat",), output=1000)})
+    assert SubmitPolicy.from_site(dataclasses.asdict(settings)).output == 64 << 20
+    assert SubmitPolicy.from_site(dataclasses.asdict(Settings())).output == 0
 
 
 def test_what_is_under_way_when_a_line_ends_is_marked(world: World) -> None:
