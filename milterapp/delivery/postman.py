@@ -14,23 +14,23 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 
 from milterapp.delivery import replies, sealed, smtp, trace, wire
+from milterapp.delivery.held import Held
 from milterapp.delivery.smtp_sessions import Sessions
 from milterapp.delivery.stores import one_line
 from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.delivery.tasks import Task
-from milterapp.mail.envelope import Envelope, split_address
+from milterapp.mail.envelope import split_address
 from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.state.journal import Journal, Key
 from milterapp.state.rates import Rates
 from milterapp.state.replied import Replied
 
-__all__ = ["DeferredError", "Held", "Postman", "RefusedError"]
+__all__ = ["DeferredError", "Postman", "RefusedError"]
 
 _MOST_REPLIES = 4  # one message may cause, whatever its rules say
 _MOST_NOTICES = 20  # likewise: its recipient may break rules and scripts in several ways while it waits
@@ -48,35 +48,6 @@ class RefusedError(Exception):
 
 class DeferredError(Exception):
     """Not now; str() says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the monitor vouches for. message: descriptor of the sealed message; digest: its SHA-256 in hexadecimal.
-
-    size: in bytes; original: the original recipient, believed or not; virtual: the recipient is no account of this
-    host, but one of a virtual domain; whole: the message, where it is small; header: what `_header` has read.
-    """
-
-    envelope: Envelope
-    user: str
-    message: int
-    digest: str
-    size: int
-    original: str
-    virtual: bool = False
-    whole: bytes | None = None
-    header: list[Mail] = field(default_factory=list, compare=False, repr=False)
-
-    @property
-    def recipient(self) -> str:
-        """Return the one recipient."""
-        return self.envelope.recipients[0]
-
-    @property
-    def key(self) -> Key:
-        """Return the journal's key."""
-        return Key(self.envelope.queue_id, self.recipient, self.original, self.digest)
 
 
 class Postman:

@@ -13,7 +13,6 @@ follows from those. Headers are parsed here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -27,12 +26,12 @@ from typing import Any
 
 from milterapp.delivery import door, linux, sealed, wire
 from milterapp.delivery.event import Log
-from milterapp.delivery.postman import DeferredError, Held, Postman, RefusedError
+from milterapp.delivery.held import LONGEST, Held, hold
+from milterapp.delivery.postman import DeferredError, Postman, RefusedError
 from milterapp.delivery.requests import ENVELOPE, REQUESTS, printable, waiting
 from milterapp.delivery.smtp import AddressError, SmtpError
 from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.delivery.tasks import FOREVER, Task, Tasks, Wait, pause
-from milterapp.mail.envelope import Envelope, believed, stated
 from milterapp.state.database import StateError
 
 __all__ = ["Service", "main"]
@@ -42,9 +41,7 @@ _FOR_ONE = 8  # lines of one user; an agent needs one, and what it killed before
 _FULL = 0.05  # seconds until room is looked for again
 _TIDY, _QUIET = 1.0, 60.0  # seconds between two looks at sessions with Postfix, and where there are none
 _STOPPING = 30.0  # seconds for which a stop waits; what is cut off is in the gap that postman.py names
-_LONGEST_READ = 1 << 31  # bytes of one message, far above any message_size_limit
 _GROWTH = 16 << 20  # bytes by which edits may make a message longer: a new body is at most a rule file long
-_SMALL = 64 * 1024  # bytes of a message that is read once, for all that is done with it
 _SWEEP = 3600.0  # seconds between two sweeps of old records
 
 
@@ -184,7 +181,7 @@ class Service:
         """Keep a message, as edited if it was; return the answer."""
         _, *edited = asked.descriptors
         try:
-            held = yield from _held(asked)
+            held = yield from hold(asked)
         except (sealed.SealError, OSError) as error:
             return "FAILED", {"text": waiting(f"keep: {error}")}
         kind, fields = yield from self._answer(held, wire.Datagram("KEEP", {}, tuple(edited)))
@@ -236,7 +233,7 @@ class Service:
     def _converse(self, line: socket.socket, first: wire.Datagram) -> Task[None]:
         """Answer what is asked over a line, within what one message can need: all others wait for the same thread."""
         until = time.monotonic() + self._idle
-        held = yield from _held(first)
+        held = yield from hold(first)
         left = self._policy.requests
         while (seconds := until - time.monotonic()) > 0:
             yield Wait(line.fileno(), seconds=seconds)  # also where there is something: others have their turn
@@ -282,7 +279,7 @@ class Service:
 
         Raises SealError where the edited message is not sealed; RefusedError: a forward's owner then keeps it.
         """
-        size = max((sealed.measure(one, _LONGEST_READ) for one in request.descriptors), default=0)
+        size = max((sealed.measure(one, LONGEST) for one in request.descriptors), default=0)
         most = max(held.size + _GROWTH, self._policy.output)
         if size <= most:
             return request
@@ -337,32 +334,6 @@ def _tell(connection: socket.socket, number: int, said: tuple[str, Mapping[str, 
             yield from pause(_FULL)
         else:
             return
-
-
-def _held(first: wire.Datagram) -> Task[Held]:
-    """Return what the monitor vouches for, its message measured. Raises SealError or OSError."""
-    message = first.descriptors[0]
-    size = sealed.measure(message, _LONGEST_READ)
-    recipient, original = first.text("recipient"), first.text("original")
-    envelope = Envelope(
-        sender=first.text("sender"),
-        recipients=(recipient,),
-        original_recipient=believed(original, recipient),
-        queue_id=first.text("queue_id"),
-    )
-    whole = sealed.read(message, size) if size <= _SMALL else None
-    digest = (yield from _digest(message, size)) if whole is None else hashlib.sha256(whole).hexdigest()
-    virtual = first.kind == "VIRTUAL"
-    return Held(envelope, first.text("user"), message, digest, size, stated(original), virtual=virtual, whole=whole)
-
-
-def _digest(message: int, size: int) -> Task[str]:
-    """Return the SHA-256 of a large message, in hexadecimal, read in turns with what else there is to do."""
-    whole = hashlib.sha256()
-    for chunk in sealed.chunks(message, size):
-        whole.update(chunk)
-        yield None
-    return whole.hexdigest()
 
 
 def main(argv: list[str]) -> int:

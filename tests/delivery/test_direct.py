@@ -60,7 +60,7 @@ def test_what_cannot_be_loaded_is_temporary() -> None:
     for command, why in (
         ((sys.executable, "-I", "-S", program), b"ModuleNotFoundError"),
         (("prlimit", "--as=16384000", sys.executable, "-I", program), b": "),
-        ((program,), b"`delivery.keep`"),
+        ((sys.executable, "-I", program), b"`delivery.keep`"),
     ):
         done = subprocess.run([*command, "--direct"], input=b"", capture_output=True, timeout=60, check=False, env={})
         assert (done.returncode, done.stdout.count(b"\n")) == (75, 1), (done.stdout, done.stderr)
