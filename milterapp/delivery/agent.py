@@ -10,13 +10,11 @@ scripts, deliveries, each marked done, answer. A retry finds the record and only
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import socket
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
@@ -24,6 +22,7 @@ from typing import Any, NoReturn
 from milterapp.delivery import fenced, filtered, notice, record, refusals, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral, left_to_keep
+from milterapp.delivery.explained import bounded, explained
 from milterapp.delivery.filtered import Filtered
 from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
@@ -50,10 +49,6 @@ __all__ = ["STATE", "Agent", "serve"]
 STATE = ".milterapp"  # below the home: the journal, and by default the rules
 _JOURNAL = "journal.sqlite"
 _RATES = "rates.sqlite"  # beside it: what the conditions rate and duplicate remember
-_EVENT = 7500  # characters of the event an answer carries; the log takes 8000
-_LOGGED = 200  # characters of each text that a rule logs
-_SHOWN = ("action", "folder", "flags", "to", "program", "copy", "implicit")  # of a delivery, in the event
-_JSON = json.JSONEncoder(ensure_ascii=True)
 _EXPIRE = 3600.0  # seconds between two sweeps of old records
 _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
 _FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, PlanError, OSError)
@@ -155,7 +150,7 @@ class Agent:
         event["seconds"] = round(time.monotonic() - start, 4)
         if answer.outcomes:
             event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}
-        return answer, _bounded(event)
+        return answer, bounded(event)
 
     def sweep(self, now: float) -> None:
         """Forget records too old for Postfix to ask about again, once an hour at most. now: seconds since 1970."""
@@ -189,7 +184,7 @@ class Agent:
                 loaded = self._rules.load(home)
                 decision = self._decide(loaded, arrived, home)
                 self._tell(arrived, home, event)
-            event.update(_explained(decision), retry=bool(text))
+            event.update(explained(decision), retry=bool(text))
             if decision.verdict is Verdict.DEFER:
                 return Answer("defer", decision.could_not_tell or deferral(decision.reply))
             keep_here = self._settings.keep == "maildir"
@@ -360,34 +355,3 @@ def _place(error: Exception) -> str:
     """Return what a fault of ours was and where, for the log."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{printable(repr(error))} at {os.path.basename(last.filename)}:{last.lineno}"
-
-
-def _explained(decision: Decision) -> Mapping[str, Any]:
-    """Return what the log says of a decision: the rules that matched, and of texts only those that rules log."""
-    said: dict[str, Any] = {"verdict": decision.verdict.value, "rules": list(decision.matched)}
-    if decision.edits:
-        said["edits"] = len(decision.edits)
-    if decision.filters:
-        said["filters"] = [one.program for one in decision.filters]
-    said["deliveries"] = [
-        {name: value for name, value in one.to_json().items() if name in _SHOWN} for one in decision.deliveries
-    ]
-    if decision.problems:
-        said["problems"] = [str(one) for one in decision.problems]
-    if decision.log:
-        said["log"] = [one[:_LOGGED] for one in decision.log]
-    if decision.scripts:
-        said["scripts"] = [f"{one.script} {one.state}".strip() for one in decision.scripts]
-    said["could_not_tell"] = decision.could_not_tell
-    return said
-
-
-def _bounded(event: Mapping[str, Any]) -> str:
-    """Return the event as ASCII JSON of at most _EVENT characters, its lists cut short where it is longer."""
-    said = {name: value for name, value in event.items() if value or value is None}
-    for most in (100, 10, 3):
-        shown = {name: value[:most] if isinstance(value, list) else value for name, value in said.items()}
-        text = _JSON.encode(shown)
-        if len(text) <= _EVENT:
-            return text
-    return _JSON.encode({"user": event.get("user", ""), "verdict": event.get("verdict", ""), "cut": True})
