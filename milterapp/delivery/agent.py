@@ -9,6 +9,7 @@ scripts, deliveries, each marked done, answer. A retry finds the record and only
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -54,17 +55,21 @@ _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lo
 _FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, PlanError, OSError)
 
 
-def serve(control: socket.socket, settings: AgentSettings, home: str, user: str, programs: int = -1) -> NoReturn:
+def serve(
+    control: socket.socket, settings: AgentSettings, home: str, user: str, programs: int = -1, *, alone: bool = False
+) -> NoReturn:
     """Serve jobs over the control socket until its end, then exit. The caller has dropped and verified the ids.
 
     programs: the descriptor of the connection to a runner, -1 for none; without its runner an agent ends as well,
-    and where the home could not be opened, or is another by now: this one will never reach it.
+    and where the home could not be opened, or is another by now: this one will never reach it. alone: as Agent's.
     What waits too long is killed by the monitor; SIGALRM, a little later, is for where the monitor is gone.
     """
     os.umask(0o077)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     control.setblocking(True)  # noqa: FBT003 - the name of the method says it
-    agent = Agent(settings, home, user, Programs(socket.socket(fileno=programs) if programs >= 0 else None))
+    agent = Agent(
+        settings, home, user, Programs(socket.socket(fileno=programs) if programs >= 0 else None), alone=alone
+    )
     status = 0
     try:
         while (job := wire.receive(control, JOB, descriptors=(1, 2))) is not None:
@@ -94,10 +99,16 @@ class _Arrived:
 
 
 class Agent:
-    """One user's agent: rules and journal stay open from one message to the next."""
+    """One user's agent: rules and journal stay open from one message to the next.
 
-    def __init__(self, settings: AgentSettings, home: str, user: str, programs: Programs | None = None) -> None:
+    alone: there is no submit to remember what it only has to keep.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, home: str, user: str, programs: Programs | None = None, *, alone: bool = False
+    ) -> None:
         self._settings = settings
+        self._alone = alone
         self.programs = programs or Programs()
         self._home = home
         self.homeless = False
@@ -189,7 +200,7 @@ class Agent:
                 return Answer("defer", decision.could_not_tell or deferral(decision.reply))
             keep_here = self._settings.keep == "maildir"
             ruleless = loaded is not None and loaded.policy is loaded.site is None and not loaded.problems
-            if home is None or (ruleless and not keep_here):
+            if home is None or (ruleless and not keep_here and not (self._alone and _remembers(home))):
                 return Answer("keep")  # nothing to remember here: submit remembers
             now = int(time.time())
             journal = journal or self._new_journal(home)
@@ -332,6 +343,17 @@ def _make_state(home: int) -> None:
         os.fsync(home)
     except FileExistsError:
         pass  # its owner and mode are looked at where a file in it is opened
+
+
+def _remembers(home: int) -> bool:
+    """Tell whether its user may have a journal there, as most system accounts may not. Raises OSError: not now."""
+    try:
+        _make_state(home)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return False
+    return True
 
 
 def _arrived(job: wire.Datagram, message: int, submit: Submit) -> _Arrived:

@@ -152,7 +152,7 @@ class _Courier:
                 programs = runner.beside(own.programs, user.pw_dir, user.pw_name, keep=4)
             fenced.Reach.of(own).fence(user.pw_dir)
             seccomp.install(seccomp.agent())
-            agent.serve(socket.socket(fileno=3), own, user.pw_dir, user.pw_name, programs)
+            agent.serve(socket.socket(fileno=3), own, user.pw_dir, user.pw_name, programs, alone=True)
         finally:
             os._exit(os.EX_TEMPFAIL)
 
@@ -179,7 +179,7 @@ class _Courier:
                 request.close()
 
     def _kept(self, answer: wire.Datagram) -> wire.Datagram:
-        """Return the answer of an agent that leaves all to whoever keeps mail, once that has it, or why not."""
+        """Return the answer of an agent that has no home to remember a keep in, once that has the mail, or why not."""
         kind, said = self._answer(wire.Datagram("KEEP", {}))
         status, text = ("ok", "") if kind == "DONE" else ("defer", waiting(f"keep: {said['text']}"))
         return replace(answer, fields={**answer.fields, "status": status.encode(), "text": text.encode()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -154,6 +155,55 @@ def test_keep_over_lmtp() -> None:
             keeper.close()
 
 
+RECEIVED = (
+    b"Received: by mx.x.org (Postfix)\n\tid %s for <info@x.org>; Mon, 1 Jan 2024 00:00:00 +0000\nSubject: x\n\nhi\n"
+)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("home", "ids", "taken"),
+    [
+        pytest.param("own", [b"4A", b"4A", b"4A"], 1, id="attempts"),
+        pytest.param("own", [b"4A", b"4B", b"4A"], 2, id="another message between"),
+        pytest.param("root's", [b"4A", b"4A"], 2, id="a home that its user may not write"),
+        pytest.param("none", [b"4A", b"4A"], 2, id="no home"),
+    ],
+)
+def test_without_rules_lmtp_has_a_message_once(home: str, ids: list[bytes], taken: int) -> None:
+    """What Postfix delivers again, as to an alias's member, is found done, where there is a home to remember it in."""
+    with tempfile.TemporaryDirectory(prefix="milterapp-direct-") as folder:
+        os.chmod(folder, 0o755)
+        place = f"{folder}/home" if home != "none" else "/nonexistent"
+        os.mkdir(f"{folder}/home", 0o755)
+        if home == "own":
+            os.chown(place, 65534, 65534)
+        keeper = SmtpPeer(f"{folder}/lmtp")
+        os.chmod(keeper.address, 0o666)
+
+        def run() -> list[object]:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            pwd.getpwuid = lambda uid: pwd.struct_passwd(("bob", "x", uid, uid, "", place, "/bin/sh"))
+            settings = dataclasses.asdict(Settings(delivery=DeliverySettings(keep=f"lmtp:unix:{keeper.address}")))
+            said: list[object] = []
+            for one in ids:
+                reader, writer = os.pipe()
+                os.write(writer, RECEIVED % one)
+                os.close(writer)
+                status, line = direct.deliver(settings, GIVEN, reader)
+                said.append((status, line.decode()))
+            return said
+
+        try:
+            assert inside(run) == [[0, ""]] * len(ids)
+        finally:
+            keeper.close()
+        assert len(keeper.taken) == taken
+        assert os.path.exists(f"{folder}/home/.milterapp/journal.sqlite") is (home == "own")
+
+
 @pytest.mark.root
 def test_the_rules_run_in_an_agents_sandbox() -> None:
     """Who takes over the child in which rules run finds no socket, no program, no other id, no descriptor, no file.
@@ -161,7 +211,7 @@ def test_the_rules_run_in_an_agents_sandbox() -> None:
     No file outside of the home: what this uid may read and write besides is as far away as in any agent.
     """
 
-    def probe(control: socket.socket, _settings: object, _home: str, _user: str, _programs: int) -> None:
+    def probe(control: socket.socket, *_: object, **_more: object) -> None:
         job = wire.receive(control, JOB, descriptors=(2,))
         assert job is not None
         job.close()

@@ -112,20 +112,39 @@ def test_a_forward_is_kept(site: Site) -> None:
     assert (subjects(inbox("alice")), site.elsewhere()) == (["to be forwarded"], [])
 
 
-def test_several_forwards_are_kept_once(site: Site) -> None:
-    """Where an LMTP server keeps the mail, it is given a message once, however many of its forwards cannot leave."""
+@pytest.fixture
+def keeper(site: Site) -> Iterator[SmtpPeer]:
+    """An LMTP server that keeps the site's mail."""
     with tempfile.TemporaryDirectory(prefix="milterapp-direct-") as folder:
         os.chmod(folder, 0o755)
-        keeper = SmtpPeer(f"{folder}/lmtp")
-        os.chmod(keeper.address, 0o666)
+        peer = SmtpPeer(f"{folder}/lmtp")
+        os.chmod(peer.address, 0o666)
+        CONFIGURATION.write_text(f"delivery:\n  keep: lmtp:unix:{peer.address}\n")
         try:
-            CONFIGURATION.write_text(f"delivery:\n  keep: lmtp:unix:{keeper.address}\n")
-            site.rules("alice", "rules:\n  - name: on\n    then:\n      forward: [a@home.example, b@home.example]\n")
-            site.send(message("to be forwarded"))
+            yield peer
             site.settle()
         finally:
-            keeper.close()
+            peer.close()
+
+
+def test_several_forwards_are_kept_once(site: Site, keeper: SmtpPeer) -> None:
+    """Where an LMTP server keeps the mail, it is given a message once, however many of its forwards cannot leave."""
+    site.rules("alice", "rules:\n  - name: on\n    then:\n      forward: [a@home.example, b@home.example]\n")
+    site.send(message("to be forwarded"))
+    site.settle()
     assert ([one.rcpt for one in keeper.taken], site.elsewhere()) == ([f"RCPT TO:<{ALICE}>"], [])
+
+
+def test_a_retry_gives_lmtp_nothing_twice(site: Site, keeper: SmtpPeer) -> None:
+    """Nor is it given a message again for the member of an alias who has no rules, when another one's waits."""
+    site.aliases({"team": "alice, bob"})
+    site.rules("alice", 'rules:\n  - name: later\n    then:\n      defer: "4.7.1 Not today"\n')
+    answer = site.send(message("to all"), ["team@example.org"])
+    site.deferred(answer.queue_id, times=3)
+    assert [one.rcpt for one in keeper.taken] == [f"RCPT TO:<{BOB}>"]
+    site.rules("alice", "rules:\n  - name: all\n    then: keep\n")
+    site.settle()
+    assert sorted(one.rcpt for one in keeper.taken) == [f"RCPT TO:<{ALICE}>", f"RCPT TO:<{BOB}>"]
 
 
 COUNTING = """
