@@ -198,14 +198,16 @@ class Agent:
             event.update(explained(decision), retry=bool(text))
             if decision.verdict is Verdict.DEFER:
                 return Answer("defer", decision.could_not_tell or deferral(decision.reply))
-            keep_here = self._settings.keep == "maildir"
+            left = bool(text) and not self._alone and record.is_left(text)  # and stays so, whatever the site has by now
+            keep_here = self._settings.keep == "maildir" and not left
             ruleless = loaded is not None and loaded.policy is loaded.site is None and not loaded.problems
             if home is None or (ruleless and not keep_here and not (self._alone and _remembers(home))):
                 return Answer("keep")  # nothing to remember here: submit remembers
             now = int(time.time())
             journal = journal or self._new_journal(home)
             if prepared is None:
-                known, text, scripts = bool(text), text or record.to_text(decision), concerns_scripts(decision)
+                known, scripts = bool(text), concerns_scripts(decision)
+                text = text or record.to_text(decision, left=not (keep_here or self._alone))
                 if scripts and not known and (too_many := self._scripts.too_many(decision, now)):
                     return Answer("defer", too_many)
                 if scripts:
@@ -218,7 +220,11 @@ class Agent:
                     prepared = replace(prepared, fresh=False)
             if decision.scripts and (refused := self._scripts.write(home)):
                 event["outputs"] = refused
-            if self._settings.keep == "postfix" and (kept := left_to_keep(decision, arrived.raw)) is not None:
+            if (
+                self._settings.keep == "postfix"
+                and (prepared.fresh or not journal.steps(arrived.key))  # it may be done where the site kept mail before
+                and (kept := left_to_keep(decision, arrived.raw)) is not None
+            ):
                 return kept  # submit marks that: a retry asks again, and hears that it is done
             maildir = Maildir(home, self._settings.maildir)
             job = Job(

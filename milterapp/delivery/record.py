@@ -17,7 +17,7 @@ from milterapp.mail import edits
 from milterapp.mail.envelope import Stage
 from milterapp.rules import decision, deliveries, problem
 
-__all__ = ["RecordError", "from_text", "to_text"]
+__all__ = ["RecordError", "from_text", "is_left", "to_text"]
 
 
 class RecordError(Exception):
@@ -40,6 +40,7 @@ _VALUES: dict[str, type] = {
     )
 }
 _TRACE = "rules"
+_LEFT = "left"  # beside the fields of the Decision
 _FIELDS = {  # of each kind: name and default
     name: tuple((one.name, one.default) for one in dataclasses.fields(kind) if one.name != _TRACE)
     for name, kind in _VALUES.items()
@@ -49,15 +50,28 @@ _PLAIN = frozenset({str, bool, int, float})
 _WORDS: dict[str, type[Enum]] = {kind.__name__: kind for kind in (decision.Verdict, Stage)}
 
 
-def to_text(whole: decision.Decision) -> str:
-    """Return the decision as ASCII JSON, without its trace. Raises RecordError for a value of a kind not known here."""
-    return _JSON.encode(_encode(whole))
+def to_text(whole: decision.Decision, *, left: bool = False) -> str:
+    """Return the decision as ASCII JSON, without its trace. Raises RecordError for a value of a kind not known here.
+
+    left: keeping is left to submit, which alone remembers that it is done.
+    """
+    found = _encode(whole)
+    if left:
+        found[_LEFT] = True
+    return _JSON.encode(found)
+
+
+def is_left(text: str) -> bool:
+    """Tell whether keeping is left to submit. text: what from_text takes."""
+    return json.loads(text).get(_LEFT, False) is True
 
 
 def from_text(text: str) -> decision.Decision:
     """Return the decision that to_text wrote. Raises RecordError."""
     try:
-        found = _decode(json.loads(text))
+        fields = json.loads(text)
+        fields.pop(_LEFT, None)
+        found = _decode(fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RecordError(f"not a record: {error}") from error
     if not isinstance(found, decision.Decision):

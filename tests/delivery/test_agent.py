@@ -413,6 +413,85 @@ def test_an_upgrade_between_two_attempts(
     assert len(person.mail()) == 1
 
 
+LMTP = "lmtp:unix:/x"
+NONE_MATCHES = "rules:\n  - name: it\n    if:\n      subject: nothing\n    then: discard\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("maildir", "postfix"), ("postfix", "maildir"), ("maildir", LMTP), (LMTP, "maildir"), ("postfix", LMTP)],
+)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        pytest.param(NONE_MATCHES, id="none matches"),
+        pytest.param(EDIT, id="edited"),
+        pytest.param(then(TWO), id="refused forwards"),
+        pytest.param(then("keep", "file: {folder: A, copy: true}"), id="beside a copy"),
+    ],
+)
+def test_another_keep_between_two_attempts(person: Person, start: Start, first: str, second: str, rules: str) -> None:
+    """Where the site keeps mail elsewhere by the next attempt, what was kept is not kept again; what comes then is."""
+    person.write(rules)
+    submit = Submit(dict(LOOP))
+    assert start(keep=first).deliver(submit).status == "ok"
+    assert len(person.mail()) + _kept(submit) == 1
+    agent = start(keep=second)
+    assert [agent.deliver(submit).status for _ in range(2)] == ["ok"] * 2
+    assert len(person.mail()) + _kept(submit) == 1
+    before = len(person.mail())
+    assert agent.deliver(submit, queue_id="4B").status == "ok"
+    assert len(person.mail()) - before == (second == "maildir")
+    assert len(person.mail()) + _kept(submit) == 2
+
+
+def test_people_without_rules_and_another_keep(person: Person, start: Start) -> None:
+    """The same is so of mail for people without rules that is in the Maildir."""
+    submit = Submit()
+    assert [start(keep=one).deliver(submit).status for one in ("maildir", "postfix")] == ["ok"] * 2
+    assert (len(person.mail()), submit.asked) == (1, [])
+
+
+def test_what_submit_could_not_keep_it_keeps_later(person: Person, start: Start) -> None:
+    """What was left to submit stays so with `keep: maildir`, as submit may have done it; until it answers it waits."""
+    person.write(NONE_MATCHES)
+    submit = Submit({"KEEP": ("FAILED", "Postfix is busy")})
+    assert start().deliver(submit).status == "defer"
+    agent = start(keep="maildir")
+    assert agent.deliver(submit).status == "defer"
+    submit.answers.clear()
+    assert agent.deliver(submit).status == "ok"
+    assert (person.mail(), _kept(submit)) == ([], 1)
+
+
+def test_what_the_maildir_could_not_take_postfix_keeps(person: Person, start: Start) -> None:
+    """What could not be filed is kept as the site has it when it is tried again."""
+    person.write(NONE_MATCHES)
+    person.write("", "Maildir")
+    submit, agent = Submit(), start(keep="maildir")
+    assert agent.deliver(submit).status == "defer"
+    agent = start()
+    assert [agent.deliver(submit).status for _ in range(2)] == ["ok"] * 2
+    assert _kept(submit) == 1
+
+
+@pytest.mark.parametrize(("mark", "kept"), [("0.keep", 0), ("0", 0), ("", 1)], ids=["once", "now", "not done"])
+def test_an_older_record_and_another_keep(person: Person, start: Start, mark: str, kept: int) -> None:
+    """Records that do not say who keeps the message count as the site has it, but for what is marked as done."""
+    person.write(NONE_MATCHES)
+    submit = Submit()
+    assert start(keep="maildir").deliver(submit).status == "ok"
+    _forget_marks(person)
+    _mark(person, {mark: "done x"} if mark else {})
+    assert start().deliver(submit).status == "ok"
+    assert _kept(submit) == kept
+
+
+def _kept(submit: Submit) -> int:
+    """Return how many messages submit kept, however often it was asked."""
+    return sum(kind == "KEEP" for _, kind, _ in submit.sent)
+
+
 def test_without_a_home_postfix_keeps(start: Start) -> None:
     """An account without a home has no Maildir: Postfix keeps its mail, whatever `keep` says."""
     submit = Submit()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milterapp.delivery.record import RecordError, from_text, to_text
+from milterapp.delivery.record import RecordError, from_text, is_left, to_text
 from milterapp.mail.edits import (
     AddHeader,
     Banner,
@@ -75,12 +75,12 @@ DECISIONS = st.builds(
 )
 
 
-@given(DECISIONS)
-def test_a_record_is_the_decision(decision: Decision) -> None:
-    """Whatever was decided, the record gives it back, and the record is plain ASCII."""
-    text = to_text(decision)
+@given(DECISIONS, st.booleans())
+def test_a_record_is_the_decision(decision: Decision, left: bool) -> None:
+    """Whatever was decided, the record gives it back, and who keeps the message; it is plain ASCII."""
+    text = to_text(decision, left=left)
     assert text.isascii()
-    assert from_text(text) == decision
+    assert (from_text(text), is_left(text)) == (decision, left)
 
 
 def test_the_trace_stays_out() -> None:
