@@ -452,6 +452,17 @@ def test_people_without_rules_and_another_keep(person: Person, start: Start) -> 
     assert (len(person.mail()), submit.asked) == (1, [])
 
 
+def test_rules_that_come_between_two_attempts(person: Person, start: Start) -> None:
+    """Nor do rules that were written since decide about it; they do about the next message."""
+    submit, agent = Submit(), start(keep="maildir")
+    assert agent.deliver(submit).status == "ok"
+    person.write(FILE)
+    assert agent.deliver(submit).status == "ok"
+    assert (len(person.mail()), person.mail("Maildir/.Lists.Python")) == (1, [])
+    assert agent.deliver(submit, queue_id="4B").status == "ok"
+    assert (len(person.mail()), len(person.mail("Maildir/.Lists.Python"))) == (1, 1)
+
+
 def test_what_submit_could_not_keep_it_keeps_later(person: Person, start: Start) -> None:
     """What was left to submit stays so with `keep: maildir`, as submit may have done it; until it answers it waits."""
     person.write(NONE_MATCHES)
