@@ -323,8 +323,13 @@ def _main(main: Mapping[str, str], site: Site) -> Iterable[Line]:
         yield Line(
             "virtual_transport", site.virtual_transport, "each virtual recipient's mail passes that person's rules"
         )
-    if site.virtual and not site.lmtp_virtual:
+    if site.virtual:
         yield Line("milterapp-virtual_destination_recipient_limit", "1", "one recipient a delivery")
+        yield Line(
+            "milterapp-virtual_destination_concurrency_limit", "$local_destination_concurrency_limit",
+            "who is slow keeps nobody else waiting, as with local(8)",
+        )  # fmt: skip
+    if site.virtual and not site.lmtp_virtual:
         yield Line("milterapp-virtual_time_limit", TIME_LIMIT, "above milterapp's own deadline, which comes first")
     yield Line("milterapp-keep_destination_recipient_limit", "1", "as local(8) has it")
     yield Line(

@@ -183,7 +183,9 @@ def test_the_lmtp_door_of_virtual_domains() -> None:
     assert [one.settings()["virtual_transport"] for one in goals] == [
         "milterapp-virtual:unix:m/virtual", "milterapp-virtual:",
     ]  # fmt: skip
-    assert not any(name.startswith("milterapp-virtual_") for name in goals[0].settings())
+    extra = [{name for name in goal.settings() if name.startswith("milterapp-virtual_")} for goal in goals]
+    assert extra[1] - extra[0] == {"milterapp-virtual_time_limit"}
+    assert extra[0] == {f"milterapp-virtual_destination_{what}_limit" for what in ("recipient", "concurrency")}
 
 
 def test_virtual_domains_attached_by_either_door_are_no_note() -> None:

@@ -282,3 +282,25 @@ def test_one_home_is_no_way_into_another(site: Site) -> None:
     site.settle()
     assert folders("ann") == {"Shops": ["a shop"]}
     assert sorted(one.name for one in (BASE / "ben").rglob("*")) == ["Maildir", "new"]
+
+
+SLOW = """rules:
+  - name: slow
+    if:
+      command: {run: sh, arguments: ['.milterapp/slow']}
+    then: keep
+"""
+
+
+def test_who_is_slow_keeps_nobody_else_waiting(site: Site) -> None:
+    """While one recipient's rules take their time with many messages, another's mail arrives."""
+    rules("ann", SLOW)
+    (BASE / "ann" / ".milterapp" / "slow").write_text("sleep 2\n")
+    for number in range(24):
+        site.send(message(f"slow {number}"), [ANN])
+    site.send(message("quick"), [BEN])
+    site.wait(lambda: folders("ben") == {"": ["quick"]}, "the quick one", 20)
+    assert sum(map(len, folders("ann").values())) < 20
+    (BASE / "ann" / ".milterapp" / "rules.yaml").unlink()
+    site.settle(120)
+    assert len(folders("ann")[""]) == 24
