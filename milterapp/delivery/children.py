@@ -141,6 +141,7 @@ class Child:
 
 def _give_up() -> None:
     """Drop capabilities, and the monitor's group with them where a floor above nobody's does not forbid it."""
+    os.setgroups([])  # the primary one may be among them
     try:
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
     except OSError:

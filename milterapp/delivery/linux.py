@@ -210,16 +210,15 @@ def drop_to_account(name: str, supplementary: Sequence[str] = ()) -> Account:
 
 
 def keep_capabilities(name: str, kept: Sequence[int] = (CAP_SETUID, CAP_SETGID)) -> Account:
-    """Become a service's account and keep these capabilities, also for what it executes; give up all others.
+    """Become a service's account, without supplementary groups, and keep these capabilities, also for what it executes.
 
-    Started as that account, they must be there already (systemd's AmbientCapabilities=). Until a filter floors them,
-    CAP_SETUID and CAP_SETGID are root. Raises PrivilegeError.
+    All others are given up. Started as that account, they must be there already (systemd's AmbientCapabilities=).
+    Until a filter floors them, CAP_SETUID and CAP_SETGID are root. Raises PrivilegeError.
     """
     wanted = account(name)
     mask = sum(1 << capability for capability in kept)
     if _is_root(wanted):
         prctl(_PR_SET_KEEPCAPS, 1)
-        os.setgroups([])
         os.setresgid(wanted.gid, wanted.gid, wanted.gid)
         os.setresuid(wanted.uid, wanted.uid, wanted.uid)
         _set_capabilities(mask | 1 << CAP_SETPCAP, mask | 1 << CAP_SETPCAP, mask)
@@ -229,11 +228,13 @@ def keep_capabilities(name: str, kept: Sequence[int] = (CAP_SETUID, CAP_SETGID))
     elif capabilities()[1] & mask != mask:
         raise PrivilegeError(f"{name} lacks CAP_SETUID and CAP_SETGID (systemd: AmbientCapabilities=)")
     _set_capabilities(mask, mask, mask)
+    os.setgroups([])  # initgroups(3), and so systemd's User=, puts the primary group among them: a child would keep it
     prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
     for capability in kept:
         prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, capability)
     no_new_privileges()
-    if capabilities() != (mask,) * 3 or os.getresuid() != (wanted.uid,) * 3 or os.getresgid() != (wanted.gid,) * 3:
+    ids = os.getresuid(), os.getresgid(), os.getgroups()
+    if capabilities() != (mask,) * 3 or ids != ((wanted.uid,) * 3, (wanted.gid,) * 3, []):
         raise PrivilegeError("ids or capabilities are not what was asked for")
     return wanted
 

@@ -103,6 +103,22 @@ def test_keep_capabilities_keeps_two_and_no_root() -> None:
 
 
 @pytest.mark.root
+def test_keep_capabilities_leaves_no_group_to_who_was_started_as_the_account() -> None:
+    """systemd's User= puts the primary group among the supplementary ones; none is left, not that one either."""
+
+    def drop() -> list[Any]:
+        linux.prctl(8, 1)  # PR_SET_KEEPCAPS
+        os.setgroups([20009, 20010])
+        os.setresgid(20009, 20009, 20009)
+        os.setresuid(20009, 20009, 20009)
+        before = os.getgroups()
+        linux.keep_capabilities("20009")
+        return [before, os.getgroups(), os.getresgid()]
+
+    assert inside(drop) == [[20009, 20010], [], [20009] * 3]
+
+
+@pytest.mark.root
 @pytest.mark.parametrize(
     ("drop", "want"),
     [

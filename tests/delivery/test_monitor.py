@@ -619,9 +619,8 @@ def status_of(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def test_what_monitor_zygote_and_resolver_hold(chain: Chain) -> None:
-    """Two capabilities for monitor and zygote, none for the resolver, all of them under the filter, nobody root."""
-    assert chain.deliver() == (0, b"")
+def check_what_each_holds(chain: Chain) -> None:
+    """Assert that monitor, zygote and resolver hold what they are to hold, and no more."""
     want = {"monitor": "00000000000000c0", "zygote": "00000000000000c0", "resolver": "0000000000000000"}
     pids = {"monitor": chain.monitor.pid, "zygote": child(chain, "zygote"), "resolver": child(chain, "resolver")}
     for name, pid in pids.items():
@@ -633,12 +632,18 @@ def test_what_monitor_zygote_and_resolver_hold(chain: Chain) -> None:
     assert status_of(pids["resolver"])["Gid"].split() == ["65534"] * 4  # and so not in the group that reaches submit
 
 
+def test_what_monitor_zygote_and_resolver_hold(chain: Chain) -> None:
+    """Two capabilities for monitor and zygote, none for the resolver, all of them under the filter, nobody root."""
+    assert chain.deliver() == (0, b"")
+    check_what_each_holds(chain)
+
+
 def test_started_as_its_account_with_two_capabilities_it_works_as_well() -> None:
-    """systemd's way: the account already, CAP_SETUID and CAP_SETGID ambient, nothing to drop."""
+    """systemd's way: the account already, CAP_SETUID and CAP_SETGID ambient, its group among the supplementary ones."""
     two = "-all,+setuid,+setgid"
     chain = Chain(
         prefix=[
-            "setpriv", f"--reuid={MONITOR}", f"--regid={MONITOR}", "--clear-groups",
+            "setpriv", f"--reuid={MONITOR}", f"--regid={MONITOR}", f"--groups={MONITOR}",
             f"--bounding-set={two}", f"--inh-caps={two}", f"--ambient-caps={two}", "--",
         ]
     )  # fmt: skip
@@ -647,6 +652,7 @@ def test_started_as_its_account_with_two_capabilities_it_works_as_well() -> None
         inside = chain.decided()
         assert (inside["uid"], inside["capabilities"]) == ([20001] * 3, [0, 0, 0])
         assert {key: inside[key] for key in WANT_INSIDE} == WANT_INSIDE
+        check_what_each_holds(chain)
     finally:
         chain.close()
 
