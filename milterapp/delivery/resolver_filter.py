@@ -22,6 +22,7 @@ from milterapp.delivery.seccomp import (  # the words that its filters are made 
     _do,
     _head,
     _jump,
+    _no_owner,
     _where,
 )
 from milterapp.delivery.syscalls import number
@@ -55,6 +56,7 @@ def resolver_filter(pid: int, machine: str = "") -> bytes:
         if number(call, machine) >= 0:
             code += _where(call, machine, [_argument(argument), _jump(_ANY_BIT, _TO_WRITE, 0, 1), refuse, allow])
     code += [
+        *_no_owner(machine),  # both calls are settled here: what else they do, a name service may
         *_where("openat2", machine, [_do(_RETURN, _ABSENT)]),  # its flags lie in memory: nobody needs it here
         *_where("clone", machine, [_argument(0), _jump(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, refuse]),
         *_where("tgkill", machine, [_argument(0), _jump(_EQUAL, pid, 0, 1), allow, refuse]),

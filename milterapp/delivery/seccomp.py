@@ -36,7 +36,9 @@ _NO_ID = 2**32 - 2
 _MOST_GIDS = 64
 _EVERYBODY = 0xFFFFFFFF  # kill(-1)
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
-_OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: a signal of the kernel's, to any process of that uid
+# what has the kernel send a signal, to any process of that uid
+_OWNERS = (("fcntl", (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+           ("ioctl", (0x8901, 0x8902)))  # FIOSETOWN, SIOCSPGRP: the same for sockets  # fmt: skip
 _PR_GET_SECCOMP, _PR_SET_SECCOMP, _MODE_FILTER = 21, 22, 2
 
 _ORDINARY = (FILES, WAITING, MEMORY, PROCESSES, IDENTITY, SOCKETS)
@@ -102,6 +104,15 @@ def _no_namespace() -> _Code:
     return [_argument(0), _jump(_ANY_BIT, _NAMESPACES, 0, 1), _do(_RETURN, _REFUSE), _do(_RETURN, _ALLOW)]
 
 
+def _no_owner(machine: str) -> _Code:
+    """Return the code that refuses to name who has a signal once a descriptor is ready."""
+    code: _Code = []
+    for call, commands in _OWNERS:
+        tests = [_jump(_EQUAL, command, len(commands) - at, 0) for at, command in enumerate(commands)]
+        code += _where(call, machine, [_argument(1), *tests, _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)])
+    return code
+
+
 def service(min_uid: int, min_gid: int, gids: Collection[int] = (), machine: str = "") -> bytes:
     """Return the filter of monitor, zygote and resolver. min_uid, min_gid: the floors; gids: low ones also allowed.
 
@@ -145,14 +156,14 @@ def program(protected: Collection[int] = (), *, network: bool = False, machine: 
     """Return the allow-list of people's programs: what ordinary programs need, as `service`, without their ways out.
 
     setsid(2) and setpgid(2) say that they worked and do nothing, so that a process group holds all that comes of a
-    program, however often it forks. No signal goes to the processes `protected`, to their groups, or to all at once.
+    program, however often it forks. No signal goes to the processes `protected`, to their groups, or to all at once,
+    and none by way of a descriptor.
     network: sockets of any family; otherwise unix-domain ones alone.
     """
     machine = machine or os.uname().machine
     targets = sorted({_EVERYBODY} | {pid for one in protected for pid in (one, -one & 0xFFFFFFFF)})
     no_target = [_jump(_EQUAL, pid, len(targets) - at, 0) for at, pid in enumerate(targets)]
     unix_only = [_argument(0), _jump(_EQUAL, socket.AF_UNIX, 1, 0), _do(_RETURN, _REFUSE), _do(_RETURN, _ALLOW)]
-    no_owner = [_jump(_EQUAL, command, len(_OWNERS) - at, 0) for at, command in enumerate(_OWNERS)]
     code = [
         *_head(machine),
         *_where("clone", machine, _no_namespace()),
@@ -163,7 +174,7 @@ def program(protected: Collection[int] = (), *, network: bool = False, machine: 
         *_where(
             "prlimit64", machine, [_argument(0), _jump(_EQUAL, 0, 0, 1), _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)]
         ),
-        *_where("fcntl", machine, [_argument(1), *no_owner, _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)]),
+        *_no_owner(machine),
     ]
     for call in _SIGNALS:
         code += _where(call, machine, [_argument(0), *no_target, _do(_RETURN, _ALLOW), _do(_RETURN, _REFUSE)])

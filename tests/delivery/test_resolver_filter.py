@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pwd
 import socket
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,13 @@ def test_what_it_never_may(machine: str) -> None:
         ("clone", (17,), REFUSE),
         ("tgkill", (OWN, OWN, 6), ALLOW),
         ("tgkill", (OWN + 1, OWN + 1, 9), REFUSE),
+        ("fcntl", (3, 4, os.O_NONBLOCK), ALLOW),
+        ("fcntl", (3, 8, OWN + 1), REFUSE),
+        ("fcntl", (3, 10, 9), REFUSE),
+        ("fcntl", (3, 15, 0), REFUSE),
+        ("ioctl", (3, 0x541B), ALLOW),
+        ("ioctl", (3, 0x8901), REFUSE),
+        ("ioctl", (3, 0x8902), REFUSE),
         ("prlimit64", (0,), ALLOW),
         ("prlimit64", (OWN + 1,), REFUSE),
         ("socket", (), ALLOW),
@@ -51,7 +60,7 @@ def test_what_it_never_may(machine: str) -> None:
     ],
 )
 def test_what_is_judged_by_its_arguments(machine: str, call: str, arguments: tuple[int, ...], want: int) -> None:
-    """Reading, threads and connections are a name service's; writing and other processes are not."""
+    """Reading, threads and connections are a name service's; writing, other processes and their signals are not."""
     assert judge(FILTERS[machine], machine, call, *arguments) == want
 
 
@@ -80,6 +89,8 @@ def test_under_it_a_name_is_found_and_nothing_is_changed(tmp_path: Path) -> None
                 error_of(lambda: os.execv("/bin/true", ["true"])),
                 error_of(lambda: os.kill(os.getppid(), 0)),
                 error_of(lambda: os.kill(os.getpid(), 0)),
+                error_of(lambda: fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())),
+                error_of(lambda: fcntl.ioctl(0, 0x8901, struct.pack("i", os.getppid()))),  # FIOSETOWN
             ]
             return [found.uid if found else None, seen, sorted(set(refused))]
 

@@ -26,7 +26,8 @@ from tests.delivery.test_seccomp import ABSENT, ALLOW, MACHINES, REFUSE, judge
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 MESSAGE = b"Subject: hello\n\nhi\n"
 GENEROUS = 60.0  # seconds; only programs that never end may meet a deadline
-confined = pytest.mark.skipif(linux.landlock_abi() < 1, reason="this kernel has no Landlock")
+FOUND = linux.landlock_abi()
+confined = pytest.mark.skipif(FOUND < 1, reason="this kernel has no Landlock")
 
 
 def sh(script: str, **bounds: Any) -> Program:
@@ -345,6 +346,9 @@ SANDBOX: dict[str, tuple[str, str]] = {
     "signal all": ("os.kill(-1, 9)", "EPERM"),
     "signal by a descriptor": ("signal.pidfd_send_signal(os.open(f'/proc/{AGENT}', 0), 9)", "ENOSYS"),
     "signal by a file": ("fcntl.fcntl(0, 8, AGENT)", "EPERM"),
+    "signal by a socket": ("fcntl.ioctl(socket.socketpair()[0], 0x8901, struct.pack('i', AGENT))", "EPERM"),
+    "signal a group by a socket": ("fcntl.ioctl(socket.socketpair()[0], 0x8902, struct.pack('i', -AGENT))", "EPERM"),
+    "what a socket holds": ("fcntl.ioctl(socket.socketpair()[0], 0x541B, struct.pack('i', 0))", "done"),
     "limit the agent": ("resource.prlimit(AGENT, resource.RLIMIT_CPU, (0, 0))", "EPERM"),
     "limit itself": ("resource.setrlimit(resource.RLIMIT_CPU, (5, 5))", "done"),
     "trace": ("LIBC.ptrace(16, AGENT, 0, 0) and fail()", "EPERM"),
@@ -354,7 +358,7 @@ SANDBOX: dict[str, tuple[str, str]] = {
     "its own child": ("os.kill(os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '9'), 9)", "done"),
 }
 _TRY = """
-import ctypes, errno, fcntl, os, resource, signal, socket, sys
+import ctypes, errno, fcntl, os, resource, signal, socket, struct, sys
 AGENT, ELSEWHERE, GRANTED = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 LIBC = ctypes.CDLL(None, use_errno=True)
 def fail():
@@ -365,6 +369,31 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
+
+
+_BY_A_SOCKET = """
+import fcntl, os, socket, struct, sys
+one, other = socket.socketpair()
+try:
+    fcntl.ioctl(one, 0x8901, struct.pack("i", int(sys.argv[1]) or os.getppid()))
+except PermissionError:
+    sys.exit(7)
+fcntl.ioctl(one, 0x5452, struct.pack("i", 1))  # FIOASYNC
+other.send(b"x")
+"""
+
+
+@pytest.mark.parametrize("abi", [0, 2, 6])
+@pytest.mark.parametrize("whom", ["agent", "runner"])
+def test_no_program_ends_who_watches_it(
+    person: Person, start: Start, monkeypatch: pytest.MonkeyPatch, abi: int, whom: str
+) -> None:
+    """No socket of its sends SIGIO to its runner or agent, where Landlock is too old to refuse signals either."""
+    monkeypatch.setattr(linux, "landlock_abi", lambda: min(abi, FOUND))
+    one = start(python(_BY_A_SOCKET), other=sh("exit 0"))
+    assert one.run("it", str(one.agent) if whom == "agent" else "0") == Ran("it", "exit", 7)
+    assert one.run("other").done
+    assert Path(f"/proc/{one.agent}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 @confined
@@ -468,6 +497,11 @@ def test_the_filter_of_either_architecture(machine: str) -> None:
     }  # fmt: skip
     got = {(call, value): judge(program, machine, call, value) for call, value in table}
     assert got == table
+    owners: dict[tuple[str, int], int] = {
+        ("fcntl", 4): ALLOW, ("fcntl", 8): REFUSE, ("fcntl", 9): ALLOW, ("fcntl", 10): REFUSE, ("fcntl", 15): REFUSE,
+        ("ioctl", 0x8900): ALLOW, ("ioctl", 0x8901): REFUSE, ("ioctl", 0x8902): REFUSE, ("ioctl", 0x8903): ALLOW,
+    }  # fmt: skip
+    assert {(call, value): judge(program, machine, call, 3, value) for call, value in owners} == owners
     assert judge(seccomp.program(network=True, machine=machine), machine, "socket", 2) == ALLOW
 
 
