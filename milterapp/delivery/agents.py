@@ -28,6 +28,7 @@ __all__ = ["Agents", "Done", "Room", "User", "Verdict"]
 
 _LEAVE = 2.0  # seconds an agent has to end by itself
 _AGAIN = 1.0  # seconds between two attempts to kill
+_OLD = 300.0  # seconds after which another is to serve: its limit of processes counts what its user ran at its start
 _STATUSES = ("ok", "defer", "reject", "keep")
 _AGAIN_BY_ANOTHER = "again"  # of an agent that has had a message before: its user has another home by now
 
@@ -83,6 +84,7 @@ class _Agent:
     user: User
     control: socket.socket
     until: float
+    born: float
     state: _State = _State.BUSY
     pid: int = 0
     job: Done | None = None
@@ -118,7 +120,8 @@ class Agents:
         """Return whether a job of this user could be given now."""
         agent = self._by_key.get((user.uid, user.home))
         if agent is not None:
-            if agent.state is _State.IDLE and agent.user.confined is not user.confined:
+            old = self._clock() > agent.born + _OLD
+            if agent.state is _State.IDLE and (old or agent.user.confined is not user.confined):
                 self._end(agent)
             return Room.NOW if agent.state is _State.IDLE else Room.BUSY
         if any((one.uid, one.home) == (user.uid, user.home) for one, _ in self._adopted.values()):
@@ -245,7 +248,8 @@ class Agents:
         except (OSError, wire.WireError):
             mine.close()
             raise
-        agent = _Agent(self._last, user, mine, self._clock() + self._deadline)
+        now = self._clock()
+        agent = _Agent(self._last, user, mine, now + self._deadline, now)
         self._agents[agent.number] = self._by_key[user.uid, user.home] = agent
         self._loop.watch(mine, lambda: self._ready(agent), lambda reason: self._faulty(agent, reason))
         return agent

@@ -11,9 +11,11 @@ monitor alone. Source: local(8) "EXTERNAL COMMAND DELIVERY" for the environment.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import re
+import resource
 import select
 import signal
 import socket
@@ -120,7 +122,7 @@ class _Courier:
         control, child_control = socket.socketpair(socket.AF_UNIX, kind)
         requests, child_requests = socket.socketpair(socket.AF_UNIX, kind)
         with control, requests:
-            pid = os.fork()
+            pid = _fork()
             if pid == 0:
                 self._child(child_control, user)
             with child_control, child_requests:
@@ -146,7 +148,8 @@ class _Courier:
             os.close(null)
             os.chdir("/")
             linux.undumpable()
-            linux.limit(zygote.LIMITS)
+            room = resource.getrlimit(resource.RLIMIT_NPROC)[0] + zygote.ROOM
+            linux.limit({**zygote.LIMITS, resource.RLIMIT_NPROC: room})
             own, programs = AgentSettings.from_site(self._settings), -1
             if own.programs:  # before this process loses the right to execute; it goes when this one goes
                 programs = runner.beside(own.programs, user.pw_dir, user.pw_name, keep=4)
@@ -217,6 +220,20 @@ class _Courier:
             now=datetime.now(UTC),
             message_id=f"script.{time.time_ns()}.{os.getpid()}@localhost",
         )
+
+
+def _fork() -> int:
+    """Fork, with a soft limit of processes that this uid is not far below; what the child may have is above that."""
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    for most in itertools.count(zygote.ROOM, zygote.ROOM):
+        last = hard != resource.RLIM_INFINITY and most >= hard
+        resource.setrlimit(resource.RLIMIT_NPROC, (hard if last else most, hard))
+        try:
+            return os.fork()
+        except BlockingIOError:
+            if last:
+                raise
+    raise AssertionError("counting does not end")
 
 
 def _log(settings: Mapping[str, Any], job: Mapping[str, str], answer: wire.Datagram) -> None:

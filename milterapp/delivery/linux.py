@@ -28,8 +28,10 @@ __all__ = [
     "account",
     "adopt_orphans",
     "become",
+    "bound_processes",
     "capabilities",
     "close_from",
+    "count_processes",
     "die_with_parent",
     "drop_capabilities",
     "drop_to_account",
@@ -258,6 +260,31 @@ def limit(bounds: Mapping[int, int]) -> None:
         hard = resource.getrlimit(which)[1]
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(which, (value, value))
+
+
+def count_processes() -> None:
+    """Have the kernel note whether the next uid has processes; nothing may be forked before `bound_processes`."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
+
+
+def bound_processes(room: int) -> None:
+    """Bound what this uid has, soft and hard, to what it has now and a rest of one to two times the room.
+
+    Threads count. The uid was taken after `count_processes`, and executing is not refused yet: execve(2) fails with
+    EAGAIN, before it looks at the file, while the uid that was taken has more than the soft limit, so no /proc is read,
+    which may be large or hidden. A limit that is lower already stays.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    most = 2 * room
+    while hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_NPROC, (most - room, hard))
+        try:
+            os.execv("/dev/null/", ["-"])  # noqa: S606 - no such file can be
+        except BlockingIOError:
+            most += room
+        except OSError:
+            break
+    limit({resource.RLIMIT_NPROC: most})
 
 
 def is_sealed(fd: int) -> bool:

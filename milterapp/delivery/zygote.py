@@ -29,17 +29,17 @@ from milterapp.delivery import confined, fenced, kinds, linux, runner, seccomp, 
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.event import Log
 
-__all__ = ["LIMITS", "PROGRAMS", "Floors", "Zygote", "main", "start"]
+__all__ = ["LIMITS", "PROGRAMS", "ROOM", "Floors", "Zygote", "main", "start"]
 
 LIMITS: Mapping[int, int] = {
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_AS: 2 << 30,
     resource.RLIMIT_FSIZE: 1 << 30,
     resource.RLIMIT_NOFILE: 256,
-    resource.RLIMIT_NPROC: 512,  # of all processes of that uid
     resource.RLIMIT_MEMLOCK: 0,
     resource.RLIMIT_MSGQUEUE: 0,
 }
+ROOM = 256  # processes of its uid that an agent can add at least, and at most twice as many
 PROGRAMS = 4  # the descriptor at which an agent asks for people's programs, where the site allows any
 _GRACE = 2.0  # seconds for agents to end by themselves once the monitor is gone
 _NO_ID = 2**32 - 2
@@ -255,9 +255,11 @@ def drop(uid: int, gid: int, control: int, beside: Callable[[], int] = lambda: -
     if control != 3:
         os.dup2(control, 3, inheritable=False)
     linux.close_from(4)
+    linux.count_processes()
     linux.become(uid, gid)
     linux.undumpable()
     linux.limit(LIMITS)
+    linux.bound_processes(ROOM)
     os.chdir("/")
     programs = beside()
     if programs >= 0 and programs != PROGRAMS:

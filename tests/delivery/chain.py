@@ -12,13 +12,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from milterapp.delivery import wire
 from milterapp.delivery.requests import ENVELOPE, REQUESTS
-from milterapp.settings import Accounts, DeliverySettings, Settings, SubmitSettings
+from milterapp.settings import Accounts, DeliverySettings, Program, Settings, SubmitSettings
 from tests.delivery.clients import PYTHON_CLIENT
 
 MONITOR, PIPE, STRANGER, LMTP = 20009, 20008, 20007, 20006
@@ -109,12 +109,15 @@ class Submit(threading.Thread):
 class Chain:
     """The processes. Accounts are bare numbers, so that nothing needs to be made. real: with people's agents.
 
-    prefix: what starts the monitor, in place of nothing.
+    prefix: what starts the monitor, in place of nothing. programs: what the site allows.
     """
 
     program = PYTHON_CLIENT  # what is the client
 
-    def __init__(self, *, real: bool = False, prefix: Sequence[str] = (), **delivery: Any) -> None:
+    def __init__(
+        self, *, real: bool = False, prefix: Sequence[str] = (), programs: Mapping[str, Program] | None = None,
+        **delivery: Any,
+    ) -> None:  # fmt: skip
         self.folder = tempfile.mkdtemp(prefix="milterapp-chain-")
         os.chmod(self.folder, 0o755)
         os.mkdir(f"{self.folder}/monitor")
@@ -126,6 +129,7 @@ class Chain:
             delivery=DeliverySettings(socket=self.socket, **delivery),
             submit=SubmitSettings(socket=f"{self.folder}/submit/socket"),
             log="json",
+            programs=dict(programs or {}),
         )
         self.submit = Submit(settings.submit.socket)
         self.log_path = f"{self.folder}/log"

@@ -1,13 +1,15 @@
-"""Run a function in a process of its own, for what cannot be undone: drops, filters, limits."""
+"""Run a function in a process of its own, for what cannot be undone (drops, filters, limits); or just keep one busy."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["error_of", "inside"]
+__all__ = ["busy_with", "error_of", "inside"]
 
 
 def inside(function: Callable[[], Any]) -> Any:
@@ -42,3 +44,18 @@ def error_of(act: Callable[[], object]) -> int:
     except OSError as error:
         return error.errno or -1
     return 0
+
+
+def busy_with(uid: int, count: int) -> subprocess.Popen[bytes]:
+    """Start a process of a uid with so many threads."""
+    code = (
+        "import signal, sys, threading\nthreading.stack_size(65536)\n"
+        "for _ in range(int(sys.argv[1]) - 1):\n    threading.Thread(target=signal.pause, daemon=True).start()\n"
+        "print(flush=True)\nsignal.pause()"
+    )
+    busy = subprocess.Popen(
+        [sys.executable, "-I", "-c", code, str(count)], user=uid, group=uid, extra_groups=[], stdout=subprocess.PIPE
+    )
+    assert busy.stdout is not None
+    assert busy.stdout.read(1) == b"\n"
+    return busy

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import os
 import pwd
+import resource
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from milterapp.delivery import agent, direct, fenced, linux, wire
 from milterapp.delivery.requests import JOB
 from milterapp.settings import DeliverySettings, Settings
-from tests.delivery.inside import error_of, inside
+from tests.delivery.inside import busy_with, error_of, inside
 from tests.delivery.smtp_peer import SmtpPeer
 
 COMMAND = (sys.executable, "-I", "-m", "milterapp.commands.direct")
@@ -243,6 +244,27 @@ def test_the_rules_run_in_an_agents_sandbox() -> None:
         Path(outside, "file").touch()
         files = "read:0 make:0" if linux.landlock_abi() < fenced.LEAST else "read:13 make:13"
         assert inside(run) == f"4.3.0 socket:1 program:1 ids:1 namespace:1 {files} dumpable:0 open:4"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("there", "least", "most"), [(0, 256, 256), (600, 600, 1024)])
+def test_the_rules_of_a_busy_user_run(there: int, least: int, most: int) -> None:
+    """The bound on an agent's processes is one beside those that its user runs already, threads too."""
+    uid = 20032
+
+    def run() -> int:
+        linux.become(uid, uid)
+        if (pid := direct._fork()) == 0:
+            os._exit(resource.getrlimit(resource.RLIMIT_NPROC)[0] // 8)
+        return 8 * os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    busy = busy_with(uid, there) if there else None
+    try:
+        assert least <= inside(run) <= most
+    finally:
+        if busy is not None:
+            busy.kill()
+            busy.communicate()
 
 
 def _user_namespace() -> None:

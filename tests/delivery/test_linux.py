@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 from milterapp.delivery import linux, sealed, seccomp
-from tests.delivery.inside import error_of, inside
+from tests.delivery.inside import busy_with, error_of, inside
 
 EPERM = 1
 
@@ -221,6 +221,49 @@ def test_limits_only_go_down() -> None:
         return [resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CORE)]
 
     assert inside(lower) == [[60, 60], [0, 0]]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("there", "hard", "want"),
+    [
+        pytest.param(0, -1, 32, id="nobody: twice the room"),
+        pytest.param(10, -1, 32, id="fewer than the room"),
+        pytest.param(100, -1, 128, id="many: a step of the room above the next step"),
+        pytest.param(100, 120, 120, id="a limit that is lower already"),
+        pytest.param(100, 50, 50, id="one that is exceeded"),
+    ],
+)
+def test_a_bound_on_processes_leaves_room(there: int, hard: int, want: int) -> None:
+    """The bound counts what the uid runs, threads too, and leaves one to two times the room, for good."""
+    uid = 20031
+
+    def bound() -> list[Any]:
+        if hard >= 0:
+            resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+        linux.count_processes()
+        linux.become(uid, uid)
+        linux.bound_processes(16)
+        forked: list[int] = []
+        try:
+            while len(forked) < 200:
+                if (pid := os.fork()) == 0:
+                    signal.pause()
+                forked.append(pid)
+        except BlockingIOError:
+            pass
+        for pid in forked:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return [resource.getrlimit(resource.RLIMIT_NPROC), len(forked)]
+
+    busy = busy_with(uid, there) if there else None
+    try:
+        assert inside(bound) == [[want, want], max(0, want - there - 1)]
+    finally:
+        if busy is not None:
+            busy.kill()
+            busy.communicate()
 
 
 def test_only_a_sealed_memfd_is_sealed() -> None:
