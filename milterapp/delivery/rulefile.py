@@ -317,9 +317,14 @@ class RuleFile:
             return False
 
     def _unchanged(self, folder: int) -> bool:
-        return bool(self._stamps) and all(
-            _stamp(os.stat(name, dir_fd=folder, follow_symlinks=False)) == stamp for name, stamp in self._stamps.items()
-        )
+        """Tell whether the files are those that were read. Where one cannot be seen, reading it says which and why."""
+        try:
+            return bool(self._stamps) and all(
+                _stamp(os.stat(name, dir_fd=folder, follow_symlinks=False)) == stamp
+                for name, stamp in self._stamps.items()
+            )
+        except OSError:
+            return False
 
 
 def _beside(error: OSError, name: str) -> OSError | Unavailable:

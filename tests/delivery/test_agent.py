@@ -623,6 +623,25 @@ def test_broken_rules(person: Person, start: Start, rules: str, mode: int, where
     assert len(person.mail("Maildir/.Lists.Python")) == 1
 
 
+def test_a_list_that_was_removed(person: Person, start: Start) -> None:
+    """An agent that has read the rules lets no message past them where a list of theirs is gone since: all wait."""
+    person.write(
+        "lists:\n  foes: {file: foes.txt}\nrules:\n  - name: foes\n    if:\n      from: {in: foes}\n"
+        "    then:\n      file: Foes\n"
+    )
+    foes = person.write("ann@example.org\n", ".milterapp/foes.txt")
+    agent, submit = start(), Submit()
+    assert agent.deliver(submit, queue_id="41").status == "ok"
+    foes.unlink()
+    results = [agent.deliver(submit, queue_id=queue_id) for queue_id in ("42", "43")]
+    assert [one.status for one in results] == ["defer", "defer"]
+    assert "foes.txt" in results[0].text
+    assert submit.kinds == ["NOTICE"]
+    person.write("ann@example.org\n", ".milterapp/foes.txt")
+    assert agent.deliver(submit, queue_id="42").status == "ok"
+    assert len(person.mail("Maildir/.Foes")) == 2
+
+
 WRONG = ["rules: [{name: a, thne: keep}]\n", "rules:\n  - name: a\n    iff: x\n    then: keep\n"]
 
 

@@ -201,6 +201,20 @@ def test_a_list_beside_the_rules(home: Path, descriptor: int) -> None:
     assert "written by others" in str(broken.problems[0])
 
 
+@pytest.mark.parametrize("name", ["family.txt", "pages/page.py"])
+def test_what_the_rules_need_is_removed(home: Path, descriptor: int, name: str) -> None:
+    """Rules without a list or script of theirs are broken, for who has read them before too, and never none at all."""
+    _rules(home).write_bytes(LISTED + b"  - name: page\n    then:\n      script: pages/page.py\n")
+    (home / ".milterapp/pages").mkdir(mode=0o700)
+    (home / ".milterapp/family.txt").write_bytes(b"mum@example.org\n")
+    (home / ".milterapp/pages/page.py").write_bytes(b"def main(mail): ...\n")
+    rules = RuleFile(".milterapp/rules.yaml", os.geteuid())
+    assert rules.load(descriptor).policy is not None
+    (home / ".milterapp" / name).unlink()
+    found = [rules.load(descriptor), rules.load(descriptor), RuleFile(rules.shown[2:], os.geteuid()).load(descriptor)]
+    assert [(one.broken, name in str(one.problems[0])) for one in found] == [(True, True)] * 3
+
+
 @pytest.mark.parametrize("name", ["../family.txt", "/etc/passwd", "..", "sub/family.txt"])
 def test_a_list_stays_beside_the_rules(home: Path, descriptor: int, name: str) -> None:
     """A list outside the rules' folder is refused."""
