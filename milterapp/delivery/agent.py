@@ -131,7 +131,8 @@ class Agent:
         """
         start = time.monotonic()
         event: dict[str, Any] = {"user": self._user}
-        self.programs.runs.clear()
+        self.programs.begin(until := start + self._settings.working)
+        self._scripts.begin(until)
         message, *lines = job.descriptors
         submit = Submit(lines[0] if lines else self._line)
         if lines and self._line >= 0:
@@ -238,7 +239,6 @@ class Agent:
     def _decide(self, loaded: Loaded, arrived: _Arrived, home: int | None) -> Decision:
         """Return what the rules say; where there are none, or none that can be used, what the site says then."""
         keep = Decision(stage=Stage.BODY, deliveries=(Keep(implicit=True),), problems=loaded.problems)
-        self._scripts.begin()
         if loaded.broken:
             self._scripts.told.append(notice.of_rules(loaded.problems))
         policy = loaded.policy or loaded.site

@@ -13,6 +13,8 @@ from typing import Any
 
 __all__ = ["AgentSettings"]
 
+_MARGIN = 10.0  # seconds
+
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
@@ -20,8 +22,9 @@ class AgentSettings:
 
     personal_rules, maildir: below the home unless absolute. rules_before, rules_after: the site's around them,
     or "". keep: as the site has it. broken_rules: defer or keep. reject: of refusals.WORDS.
-    limits: the fields of mail.limits.Limits. deadline: seconds for one message. keep_records: seconds for which the
-    journal remembers a message; longer than Postfix keeps trying (maximal_queue_lifetime). authserv_ids: as the site's.
+    limits: the fields of mail.limits.Limits. deadline: seconds for one message; `working` of them are for programs and
+    scripts. keep_records: seconds for which the journal remembers a message; longer than Postfix keeps trying
+    (maximal_queue_lifetime). authserv_ids: as the site's.
     sandbox: the least level below which no script runs. script_recipients: of one message's sends and forwards;
     script_folders: into which one may be filed;
     script_messages: mails that a user's scripts may cause in a day; script_output: as maildir, where their files go.
@@ -50,6 +53,14 @@ class AgentSettings:
     def __post_init__(self) -> None:
         """Take what JSON makes of a tuple for one."""
         object.__setattr__(self, "authserv_ids", tuple(self.authserv_ids))
+
+    @property
+    def working(self) -> float:
+        """Return how many seconds of the deadline are for what rules run; the rest is for carrying out and answering.
+
+        The clock of who keeps the deadline began a little earlier: with the job, not with the agent that had to start.
+        """
+        return self.deadline - min(_MARGIN, self.deadline / 6)
 
     @classmethod
     def from_site(cls, settings: Mapping[str, Any]) -> AgentSettings:

@@ -8,10 +8,13 @@ Must never: take a program's failure for anything but a value, or an argument fo
 | status 75 (EX_TEMPFAIL) | tried again later | failed | could not tell |
 | another status | tried again later | failed | that status |
 | signal, time, output, not started, runner lost | tried again later | failed | could not tell |
+
+A run that goes on when the time for the message is over has taken too long; after that none is begun.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -35,7 +38,7 @@ _MOST = 1000  # characters of one value in the environment
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run ended. how: exit, signal, time, output, start or lost; output: what it wrote, where that was wanted."""
+    """How a run ended. how: exit, signal, time, late, output, start or lost; output: what it wrote, where wanted."""
 
     program: str
     how: str
@@ -64,6 +67,7 @@ class Ran:
 _WORDS = {
     "exit": "ended with status {status}",
     "time": "took too long",
+    "late": "was not run, as the time for the message is over",
     "output": "wrote too much",
     "lost": "was lost with the process that runs it",
 }
@@ -93,12 +97,19 @@ def environment(envelope: Envelope, delimiter: str) -> dict[str, str]:
 class Programs:
     """The connection to a runner, None where the site allows no programs. runs: of the present message, for its event.
 
-    lost: the runner has ended; nothing can be run any more, and the agent should end too.
+    lost: the runner has ended; nothing can be run any more, and the agent should end too. until: when the time for the
+    present message is over, by time.monotonic().
     """
 
     connection: socket.socket | None = None
     lost: bool = False
     runs: list[dict[str, Any]] = field(default_factory=list)
+    until: float = math.inf
+
+    def begin(self, until: float) -> None:
+        """Begin with a message."""
+        self.runs.clear()
+        self.until = until
 
     def run(
         self, program: str, arguments: Sequence[str], message: bytes, variables: Mapping[str, str], *, wanted: bool
@@ -122,10 +133,14 @@ class Programs:
     ) -> Ran:
         if self.connection is None or self.lost:
             return Ran(program, "lost")
+        left = self.until - time.monotonic()
+        if left <= 0:
+            return Ran(program, "late")
         fields = {
             "program": program,
             "arguments": "".join(f"{one}\0" for one in arguments),
             "environment": "".join(f"{name}={value}\0" for name, value in variables.items()),
+            **({"milliseconds": f"{math.ceil(left * 1000)}"} if left < math.inf else {}),
         }
         try:
             given = sealed.seal([message])

@@ -38,7 +38,7 @@ from milterapp.delivery import landlock, linux, sealed, seccomp, wire
 
 __all__ = ["ENDED", "RUN", "Bounds", "beside", "serve"]
 
-RUN: Mapping[str, Collection[str]] = {"RUN": ("program", "arguments", "environment", "wanted")}
+RUN: Mapping[str, Collection[str]] = {"RUN": ("program", "arguments", "environment", "wanted", "milliseconds")}
 ENDED: Mapping[str, Collection[str]] = {"ENDED": ("how", "status", "said")}
 MOST_ARGUMENTS = 50
 _LONGEST = 4096  # bytes of one argument
@@ -151,6 +151,7 @@ class _Run:
             self._environment[b"TZ"] = os.fsencode(os.environ["TZ"])
         self._home = home
         self._wanted = bool(request.fields.get("wanted"))
+        self._left = request.number("milliseconds") / 1000 if "milliseconds" in request.fields else math.inf
         self._said = bytearray()
         self._written = 0
         self._output = -1
@@ -163,7 +164,7 @@ class _Run:
         fault = self._fault(bounds)
         if fault:
             return _Ended("start", said=fault)
-        until = time.monotonic() + bounds.time
+        until = time.monotonic() + min(bounds.time, self._left)
         pid, failure, pipes = self._start(bounds)
         try:
             how, status = self._watch(pid, failure, pipes, until, bounds)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -58,6 +59,7 @@ _MOST_STATES = 50  # of one sender that a script is given beforehand
 _LET_GO = 20  # records that the journal has too are let go together
 _LONGEST_WARM = 1 << 20  # bytes of a message that is given to a process which stays
 _OURS = frozenset({"set-up"})  # reasons of a SandboxError that are no fault of a script's
+_LATE = "the time for the message is over"
 
 
 class RefusedError(Exception):
@@ -89,19 +91,21 @@ class Runner:
     """Runs jobs, one script process for each; where it is warm, in one that stays for the same script's next message.
 
     Whatever fails in a process that did another message before is done again in a process of its own, so no failure
-    has its cause in another message.
+    has its cause in another message. until: when the time for the present message is over, by time.monotonic(); a run
+    that this cuts short is no failure of the script's, which others kept from its time.
     """
 
     def __init__(self, settings: AgentSettings, *, warm: bool = False) -> None:
         self._floor = settings.sandbox
         self._bounds = sandbox.Bounds(wall=min(sandbox.Bounds().wall, settings.deadline / 3))
         self._warm = warm
+        self.until = math.inf
         self._process: Warm | None = None
         self._made_of: object = None
 
     def run(self, job: Job, place: ScriptPlace, ask: sandbox.Ask) -> Plan | Failure:
-        """Return the plan or the failure. Raises SandboxError, PlanError, OSError."""
-        if self._warm and len(job.raw) <= _LONGEST_WARM:
+        """Return the plan or the failure. Raises SandboxError, PlanError, OSError; TimeoutError where time is over."""
+        if self._warm and len(job.raw) <= _LONGEST_WARM and self._left >= self._bounds.wall:
             process = self._process_for(job, place)
             fresh = process.jobs == 0
             try:
@@ -116,10 +120,22 @@ class Runner:
                 self.end()
                 if fresh:
                     return found
-        answer = sandbox.run(
-            work(job), place.folder, self._bounds, ask, self._floor, place.readable, shared=place.shared
-        )  # fmt: skip
+        bounds = replace(self._bounds, wall=min(self._left, self._bounds.wall))
+        if bounds.wall <= 0:
+            raise TimeoutError(_LATE)
+        try:
+            answer = sandbox.run(
+                work(job), place.folder, bounds, ask, self._floor, place.readable, shared=place.shared
+            )  # fmt: skip
+        except sandbox.SandboxError as error:
+            if error.reason == "time" and bounds.wall < self._bounds.wall:
+                raise TimeoutError(_LATE) from error
+            raise
         return decode(answer, job.plan_limits)
+
+    @property
+    def _left(self) -> float:
+        return self.until - time.monotonic()
 
     def end(self) -> None:
         """Let no process stay."""
@@ -212,9 +228,10 @@ class Scripts:
         self._good: set[bytes] = set()  # digests of sources that loaded without a problem
         self.told: list[Told] = []
 
-    def begin(self) -> None:
-        """Begin with a message."""
+    def begin(self, until: float) -> None:
+        """Begin with a message. until: when its time is over, by time.monotonic()."""
         self.told = []
+        self._runner.until = until
 
     def end(self) -> None:
         """Let others run scripts: the message is answered."""
@@ -341,7 +358,7 @@ class Scripts:
         self._make_state(home)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         lock = os.open(os.path.join(self._state, _LOCK), flags, 0o600)
-        until = time.monotonic() + self._settings.deadline / 3
+        until = min(time.monotonic() + self._settings.deadline / 3, self._runner.until)
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -218,7 +218,7 @@ class Command(Asked):
     """The exit status of a program that the site allows, given the message on standard input: `command: NAME` holds
     where it is 0; `{run: NAME, arguments: [...], status: 1}` has all there is. No shell is involved. Other
     conditions of the rule are looked at first. A program that ends with 75 (try again), by a signal or not in time
-    could not tell.
+    could not tell, nor could one for which the time for the message is over: all that its rules run share that.
     """
 
     word = "command"

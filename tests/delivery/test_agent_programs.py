@@ -302,6 +302,56 @@ def test_a_command_is_asked_last_and_once(person: Person, start: Start) -> None:
     assert runs(person) == 1
 
 
+@pytest.mark.parametrize(("on_error", "status"), [("keep", "ok"), ("defer", "defer")])
+def test_commands_that_hang_share_the_deadline(person: Person, on_error: str, status: str) -> None:
+    """Several that never end, each within its own time, leave the agent time to do what `on_error` says."""
+    rule = "  - name: r{}\n    on_error: {}\n    if:\n      command: it\n    then:\n      score: 1\n"
+    person.write("rules:\n" + "".join(rule.format(number, on_error) for number in range(4)))
+    agent, submit = AgentProcess(person, programs=sh(COUNT + "sleep 1000", time=1.2), deadline=3.0), Submit()
+    result = agent.deliver(submit)
+    assert (result.status, submit.kinds) == (status, ["KEEP"] if status == "ok" else [])
+    assert result.event["seconds"] < 3
+    ended = [one["ended"] for one in result.event["programs"]]
+    assert (ended[0], ended[-1], len(ended)) == ("time", "late", 4)
+    assert runs(person) < 4
+    assert agent.close() == 0
+
+
+def test_what_is_delivered_has_the_time_that_is_left(person: Person) -> None:
+    """A pipe after a command that took all the time waits for the next attempt, which decides nothing and has all."""
+    person.write(
+        "rules:\n  - name: r\n    on_error: keep\n    if:\n      command: it\n    then:\n"
+        "      pipe: {program: it, copy: true}\n"
+    )
+    script = COUNT + '[ "$(wc -l <runs)" = 2 ] && exec sleep 1000; [ -e slept ] || sleep 1.5; touch slept'
+    agent, submit = AgentProcess(person, programs=sh(script, time=4.0), deadline=4.5), Submit()
+    result = agent.deliver(submit)
+    assert (result.status, result.text) == ("defer", "pipe: it took too long")
+    assert result.event["seconds"] < 4.5
+    assert agent.deliver(submit).status == "ok"
+    assert (runs(person), submit.kinds) == (3, ["KEEP"])
+    assert agent.close() == 0
+
+
+def test_a_script_after_programs_that_hang(person: Person) -> None:
+    """It has what they left of the time; that it could not end is nothing that its author is told."""
+    person.write("def main(mail):\n    while True: pass\n", ".milterapp/page.py")
+    hanging = "  - name: r{}\n    if:\n      command: it\n    then:\n      score: 1\n"
+    script = "  - name: s\n    then:\n      script: page.py\n"
+    rules = [hanging.format(0), script]
+    person.write("rules:\n" + "".join(rules))
+    agent, submit = AgentProcess(person, programs=sh("sleep 2; exit 1", time=2.9), deadline=3.0), Submit()
+    result = agent.deliver(submit)
+    assert (result.status, result.text) == (
+        "defer", "rule 's': could not tell: page.py: the time for the message is over",
+    )  # fmt: skip
+    assert (submit.kinds, result.event["seconds"] < 3) == ([], True)
+    person.write("rules:\n" + script)
+    assert "took more than" in agent.deliver(submit).text
+    assert submit.kinds == ["NOTICE"]
+    assert agent.close() == 0
+
+
 def test_a_program_that_the_site_allows_no_more(person: Person, start: Start) -> None:
     """A rule with such a program is refused at load, with its place, and says what is allowed."""
     agent = start(PIPE.replace("pipe: it", "pipe: other"), "exit 0")

@@ -33,6 +33,12 @@ def test_the_defaults_are_the_sites() -> None:
     assert dataclasses.replace(AgentSettings.from_site(dataclasses.asdict(Settings())), limits={}) == AgentSettings()
 
 
+@pytest.mark.parametrize(("deadline", "working"), [(1.0, 5 / 6), (12.0, 10.0), (60.0, 50.0), (120.0, 110.0)])
+def test_what_rules_run_leaves_time_to_carry_out(deadline: float, working: float) -> None:
+    """A sixth of the deadline, and no more than ten seconds."""
+    assert AgentSettings(deadline=deadline).working == pytest.approx(working)
+
+
 def test_submit_gets_its_part() -> None:
     """What the site sets under `submit` reaches it, with the delimiter and the limits."""
     delivery, submit = DeliverySettings(keep="lmtp:unix:/y"), SubmitSettings(forwards=2, state="/x")
