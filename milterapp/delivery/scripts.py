@@ -181,8 +181,9 @@ def run_script(
 
 
 def _told(job: Job, script: str, failure: Failure) -> Told:
+    """Return what is to be told. Its handle has nothing in it of the message, or senders would choose how often."""
     whole = hashlib.sha256()
-    for part in (script, failure.kind, failure.text.partition(":")[0], _last_line(failure.trace)):
+    for part in (script, failure.kind, failure.place):
         whole.update(part.encode("utf-8", "backslashreplace") + b"\0")
     whole.update(hashlib.sha256(job.source).digest())
     text = failure.trace or f"{failure.kind}: {failure.text}\n"
@@ -192,10 +193,6 @@ def _told(job: Job, script: str, failure: Failure) -> Told:
 def last_line(told: Told | None) -> str:
     """Return the line that says most of a failure."""
     return "" if told is None else told.text.strip().splitlines()[-1][:200]
-
-
-def _last_line(trace: str) -> str:
-    return next((line for line in reversed(trace.splitlines()) if line.lstrip().startswith("File ")), "")
 
 
 def mails_of(decision: Decision) -> int:

@@ -23,7 +23,7 @@ from milterapp.script.in_line import out_of_place
 from milterapp.script.routes import Application, application, is_state
 from milterapp.script.untrusted import TaintError
 
-__all__ = ["MODULES", "Script", "load", "trace_of"]
+__all__ = ["MODULES", "Script", "line_of", "load", "trace_of"]
 
 MAIN = "main"
 _NAME = "milterapp_user_script"
@@ -72,7 +72,7 @@ def load(
     try:
         types.FunctionType(code, module.__dict__)()  # the one place that runs what a person wrote
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a script may raise anything, and its author is told
-        return None, (Problem(Place(file, _line(error, file)), _said(error)),)
+        return None, (Problem(Place(file, line_of(error, file)), _said(error)),)
     return _assemble(module, tree, file, site=site)
 
 
@@ -151,7 +151,7 @@ def _importer(file: str) -> Callable[..., Any]:
 # What went wrong
 
 
-def _line(error: BaseException, file: str) -> int:
+def line_of(error: BaseException, file: str) -> int:
     """Return the last line of the script that an error passed through."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
     return lines[-1] if lines else 1

@@ -75,14 +75,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A script that raised, or that a limit stopped. kind: the exception's class; trace: for its author, bounded."""
+    """A script that raised, or that a limit stopped. kind: the exception's class; trace: for its author, bounded.
+
+    place: where in the script, by file and line, "" for nowhere. Unlike text and trace it has no word of a message's.
+    """
 
     kind: str
     text: str
     trace: str = field(default="", repr=False)
+    place: str = ""
 
 
-_SIZES: Mapping[str, int] = {"kind": 100, "text": 4000, "trace": 16_000}
+_SIZES: Mapping[str, int] = {"kind": 100, "text": 4000, "trace": 16_000, "place": 700}
 _HEADS: Mapping[str, tuple[str, ...]] = {"plan": ("state", "per", "routed", "about"), "failure": tuple(_SIZES)}
 _VERSION = 1
 

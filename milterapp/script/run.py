@@ -99,7 +99,8 @@ def run(job: Job, memory: Memory) -> Plan | Failure:
     """Return the plan of a script for a message, or how it failed. The script runs here, in this process."""
     script, problems = loading.load(job.source, job.file, checked=job.checked, site=job.site)
     if script is None:
-        return Failure("Problem", str(problems[0]), "".join(f"{one}\n" for one in problems))
+        trace = "".join(f"{one}\n" for one in problems)
+        return Failure("Problem", str(problems[0]), trace, str(problems[0].place))
     try:
         return _run(script, job, memory)
     except LimitHit as limit:
@@ -111,7 +112,8 @@ def run(job: Job, memory: Memory) -> Plan | Failure:
 
 def _failure_of(error: BaseException, job: Job) -> Failure:
     trace = loading.trace_of(error, job.file, WAYS_OUT)
-    return Failure(type(error).__name__, " ".join(str(error).split()), trace)
+    place = f"{job.file}:{loading.line_of(error, job.file)}"
+    return Failure(type(error).__name__, " ".join(str(error).split()), trace, place)
 
 
 def _in_error(script: Script, job: Job, memory: Memory, failure: Failure) -> Plan | Failure | None:
@@ -133,7 +135,7 @@ def _in_error(script: Script, job: Job, memory: Memory, failure: Failure) -> Pla
     except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         again = _failure_of(error, job)
         trace = f"{failure.trace[:_HALF]}\nAnd {ERROR}, which was to answer then:\n\n{again.trace[:_HALF]}"
-        return Failure(failure.kind, failure.text, trace)
+        return replace(failure, trace=trace, place=f"{failure.place}, and {again.kind} at {again.place}")
     stays = any(isinstance(one, Defer) for one in plan.actions)  # the message comes again, and meets the same function
     return replace(plan, state=plan.state or ("" if stays else ERROR), failed=failure)
 

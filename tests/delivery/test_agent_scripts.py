@@ -313,6 +313,43 @@ def test_another_failure_is_told_too(person: Person, start: Start) -> None:
     assert submit.kinds == ["NOTICE", "NOTICE"]
 
 
+CHOSEN = """
+PAGES = {"a": 1}
+@stateless
+@route("{page}@{host}")
+def START(mail, page, host):
+    if page == "odd": mail.file(int(page))
+    raise KeyError(PAGES[page], page) if page in PAGES else ValueError(page + "\\n  File x, line " + page)
+"""
+
+
+def test_senders_do_not_choose_how_often_a_failure_is_told(person: Person, start: Start) -> None:
+    """What an exception says is the message's own words: one at one line is one failure. Another kind, or line, is new.
+
+    Of another version of the script all is told again.
+    """
+    with_script(person, CHOSEN)
+    agent, submit = start(), Submit()
+    told = []
+    for number, page in enumerate(("p0", "p1", "p2", "a", "p3", "odd", "a")):
+        assert agent.deliver(submit, queue_id=f"4{number}", original=f"{page}@x.org").status == "defer"
+        told.append(len(submit.asked))
+    assert told == [1, 1, 1, 2, 2, 3, 3]
+    with_script(person, CHOSEN + "\n")
+    agent.deliver(submit, queue_id="4Z", original="p4@x.org")
+    assert submit.kinds == ["NOTICE"] * 4
+
+
+def test_an_error_that_fails_later_is_told_too(person: Person, start: Start) -> None:
+    """Who knows that a function failed, and that ERROR answered, is told when ERROR fails as well."""
+    with_script(person, SORRY.replace("mail.discard()", "mail.discard() if 'hello' in mail.subject else 1 / 0"))
+    agent, submit = start(), Submit()
+    for queue_id, subject in (("4A", b"hello"), ("4B", b"bye"), ("4C", b"hello"), ("4D", b"bye")):
+        agent.deliver(submit, MESSAGE.replace(b"hello", subject), queue_id=queue_id, sender=f"{queue_id}@example.org")
+    letters = [one.fields["text"] for one in submit.asked if one.kind == "NOTICE"]
+    assert ["ZeroDivisionError" in one for one in letters] == [False, True]
+
+
 @pytest.mark.parametrize("keep", ["maildir", "postfix"])
 def test_two_scripts_that_fail_with_one_message(person: Person, start: Start, keep: str) -> None:
     """Their author is told of each, once."""

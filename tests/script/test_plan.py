@@ -71,7 +71,7 @@ def test_a_plan_and_a_failure_come_back() -> None:
     """State, captures and the traceback survive too; texts too long for a failure are cut."""
     assert decode(encode(WHOLE)) == WHOLE
     assert decode(encode(Plan(routed=False))) == Plan(routed=False)
-    failure = Failure("TaintError", "é" * 10, "Traceback\n")
+    failure = Failure("TaintError", "é" * 10, "Traceback\n", "f.py:3")
     assert decode(encode(failure)) == failure
     cut = decode(encode(Failure("a", "b" * 10**6, "c" * 10**6)))
     assert isinstance(cut, Failure)

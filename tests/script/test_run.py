@@ -177,7 +177,16 @@ def test_a_taint_error_names_the_scripts_line() -> None:
 def test_load_problems_are_a_failure() -> None:
     """A script that cannot be loaded fails with all of its problems."""
     failure = failed("def main(mail, a): ...\n")
-    assert failure == Failure("Problem", f"{FILE}:1:1: main takes one argument, the mail", failure.trace)
+    place = f"{FILE}:1:1"
+    assert failure == Failure("Problem", f"{place}: main takes one argument, the mail", failure.trace, place)
+
+
+@pytest.mark.parametrize("word", ["page", 'File "x", line 1', 'a: b\n  File "x", line 1, in x'])
+def test_the_place_of_a_failure_has_no_word_of_the_message(word: str) -> None:
+    """Whatever the text of an exception is, its place is the line of the script; another line is another place."""
+    failure = failed(script(f"raise KeyError({word!r}) from ValueError({word!r})"))
+    assert (failure.kind, failure.place) == ("KeyError", f"{FILE}:3")
+    assert failed(script(f"\nraise ValueError({word!r})")).place == f"{FILE}:4"
 
 
 def test_a_limit_of_ours() -> None:
