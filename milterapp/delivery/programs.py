@@ -146,6 +146,8 @@ class Programs:
             given = sealed.seal([message])
             try:
                 wire.send(self.connection, "RUN", fields | ({"wanted": "1"} if wanted else {}), (given,))
+            except wire.WireError:  # nothing was sent
+                return Ran(program, "start", said="its arguments are too long together")
             finally:
                 os.close(given)
             answer = wire.receive(self.connection, runner.ENDED, descriptors=(0, 1))

@@ -24,6 +24,7 @@ __all__ = [
 
 Address = NewType("Address", str)
 ScriptName = NewType("ScriptName", str)
+_MOST_ARGUMENTS = 48 * 1024  # bytes of a program's, each with its end; what starts it is given 64 KiB in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,9 @@ class VacationReply(Action):
 class PipeTo(Action):
     """Give the message to a program that the site allows, by its name there: `pipe: spool`, or
     `pipe: {program: spool, arguments: ['${from.domain}']}`. No shell is involved; a value is one argument or a part of
-    one, and never makes it an option. Where the program fails, the message waits. With `copy: true` the rules go on.
+    one, and never makes it an option. An argument is cut at 4096 bytes, and the longest with values in them further
+    where all together have more than 48 KiB. Where the program fails, the message waits. With `copy: true` the rules go
+    on.
     """
 
     word = "pipe"
@@ -233,11 +236,24 @@ class FilterThrough(Action):
 
 
 def _arguments(templates: tuple[Template, ...], fill: Fill) -> tuple[str, ...]:
-    """Return the arguments: a value is one line, and where one begins an argument it makes no option of it."""
-    return tuple(
+    """Return the arguments: a value is one line, and where one begins an argument it makes no option of it.
+
+    Where they are too long together, the longest of those with values are cut: what a message holds must not keep it
+    from being delivered.
+    """
+    made = [
         Program.argument(one.fill(fill, one_line), at_start=bool(one.parts) and isinstance(one.parts[0], Value))
         for one in templates
-    )
+    ]
+    sizes = [len(one.encode()) + 1 for one in made]
+    most = max(sizes, default=0)
+    while sum(sizes) > _MOST_ARGUMENTS and most > 1:
+        most -= most // 16 + 1
+        for at, one in enumerate(templates):
+            if one.values and sizes[at] > most:
+                made[at] = made[at].encode()[:most].decode("utf-8", "ignore")
+                sizes[at] = len(made[at].encode()) + 1
+    return tuple(made)
 
 
 @dataclass(frozen=True, slots=True)

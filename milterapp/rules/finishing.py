@@ -23,7 +23,7 @@ from milterapp.rules.actions_edits import (
 )
 from milterapp.rules.actions_verdicts import REPLIES, Hold, Refusal
 from milterapp.rules.placeholders import Template
-from milterapp.rules.reading import MOST_ARGUMENTS
+from milterapp.rules.reading import too_much
 
 __all__ = ["FINISH", "MAX_TEXT"]
 
@@ -136,8 +136,8 @@ def _vacation(action: VacationReply) -> VacationReply:
 
 
 def _many(action: PipeTo | FilterThrough) -> PipeTo | FilterThrough:
-    if len(action.arguments) > MOST_ARGUMENTS:
-        raise ValueError(f"more than {MOST_ARGUMENTS} arguments")
+    if fault := too_much("".join(part for part in one.parts if isinstance(part, str)) for one in action.arguments):
+        raise ValueError(fault)
     return action
 
 

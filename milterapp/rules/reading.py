@@ -24,7 +24,7 @@ from milterapp.rules.problem import Place, Problem, near_miss
 from milterapp.rules.units import parse_bool, parse_count, parse_number, parse_size
 
 __all__ = [
-    "CAN", "MOST_ARGUMENTS", "TEMPORARY", "Allowed", "RuleDecoder", "read_malformed", "read_number", "read_test",
+    "CAN", "TEMPORARY", "Allowed", "RuleDecoder", "read_malformed", "read_number", "read_test", "too_much",
 ]  # fmt: skip
 
 TEXT = ("is", "contains", "starts", "ends", "glob", "regex", "in")
@@ -39,7 +39,9 @@ ALLOWED = {
 PARTS = {"address": "text", "localpart": "localpart", "detail": "text", "domain": "domain", "name": "text"}
 
 
-MOST_ARGUMENTS = 50  # of a program
+_MOST_ARGUMENTS = 50  # of a program
+_LONGEST_ARGUMENT = 4096  # bytes, as mail.values.Program.argument cuts it
+_MOST_WRITTEN = 24 * 1024  # bytes of all of them as a rule writes them; values from the message have as much beside
 TEMPORARY = 75  # EX_TEMPFAIL of sysexits(3): a program's status that says nothing of the message
 
 # The words, of actions and conditions, that only an edge that knows them can carry out or answer. All others any can.
@@ -375,3 +377,13 @@ def _in(texts: list[Text], decoder: RuleDecoder, kind: str) -> Operator | None:
             decoder.problems.extend(problems)
             lists.append(typed)
     return In(tuple(text.value for text in texts), lists=tuple(lists)) if len(lists) == len(texts) else None
+
+
+def too_much(arguments: Iterable[str]) -> str:
+    """Return what is wrong with a program's arguments as a rule writes them, values left out; "" for nothing."""
+    sizes = [len(one.encode("utf-8", "replace")) for one in arguments]
+    if len(sizes) > _MOST_ARGUMENTS:
+        return f"more than {_MOST_ARGUMENTS} arguments"
+    if max(sizes, default=0) > _LONGEST_ARGUMENT:
+        return f"an argument of more than {_LONGEST_ARGUMENT} bytes"
+    return f"arguments of more than {_MOST_WRITTEN} bytes together" if sum(sizes) > _MOST_WRITTEN else ""

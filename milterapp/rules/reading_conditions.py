@@ -39,7 +39,7 @@ from milterapp.rules.decode import MISSING, Missing
 from milterapp.rules.nodes import Items, Mapping, Node, Text, kind_of
 from milterapp.rules.operators import In, Test
 from milterapp.rules.problem import near_miss
-from milterapp.rules.reading import MOST_ARGUMENTS, TEMPORARY, RuleDecoder, read_malformed, read_number, read_test
+from milterapp.rules.reading import TEMPORARY, RuleDecoder, read_malformed, read_number, read_test, too_much
 from milterapp.rules.units import parse_number
 
 __all__ = ["CONDITIONS", "read_clause", "read_which"]
@@ -220,8 +220,8 @@ def _command(condition: type[Condition], key: Text, value: Node, decoder: RuleDe
             return decoder.fail(
                 value.place, f"status {asked.status}, expected 0 to 255, and not {TEMPORARY}: try again"
             )
-        if len(asked.arguments) > MOST_ARGUMENTS:
-            return decoder.fail(value.place, f"more than {MOST_ARGUMENTS} arguments")
+        if fault := too_much(asked.arguments):
+            return decoder.fail(value.place, fault)
         return made if decoder.no_options(value.place, asked.run, asked.arguments) else MISSING
     name = decoder.program(value)
     return MISSING if isinstance(name, Missing) else [Leaf(Command(ProgramName(name)), key.place)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from milterapp.delivery.programs import Programs
 from milterapp.settings import Program
 from tests.delivery.agent_process import MESSAGE, UID, AgentProcess, Person, Start, Submit
 from tests.delivery.chain import descendants, wait_gone
@@ -358,6 +360,28 @@ def test_a_program_that_the_site_allows_no_more(person: Person, start: Start) ->
     result = agent.deliver(Submit())
     assert result.status == "defer"
     assert "rules.yaml:4:13: the site does not allow the program 'other'; it allows it" in result.text
+
+
+def test_many_long_values(person: Person, start: Start) -> None:
+    """However long the values are that a message gives its arguments, it reaches the program."""
+    values = ", ".join(f"'${{header.X-{number}}}'" for number in range(20))
+    agent = start(
+        PIPE.replace("pipe: it", f"pipe: {{program: it, arguments: [{values}]}}"), 'echo "$#" "${#20}" >given'
+    )
+    message = b"".join(b"X-%d: %s\n" % (number, ("\u4f60" * 1400).encode()) for number in range(20)) + MESSAGE
+    assert agent.deliver(Submit(), message).status == "ok"
+    count, size = (person.home / "given").read_text().split()
+    assert (count, int(size) > 500) == ("20", True)
+
+
+def test_what_is_too_long_to_be_given() -> None:
+    """A run that cannot even be asked for has failed as any other, and the next message finds its runner there."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        programs = Programs(ours)
+        ran = programs.run("it", ["x" * 4000] * 20, MESSAGE, {}, wanted=False)
+    assert (ran.how, str(ran)) == ("start", "it cannot be started: its arguments are too long together")
+    assert not programs.lost
 
 
 def test_an_option_that_the_site_does_not_allow(start: Start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -216,6 +217,18 @@ ARGUMENTS = {
         f"if: {{command: {{run: spool, arguments: [{', '.join('x' * 51)}]}}}}, then: stop",
         "more than 50 arguments",
     ),
+    "a long one": (
+        f"then: {{pipe: {{program: spool, arguments: ['{'x' * 4097}']}}}}",
+        "an argument of more than 4096 bytes",
+    ),
+    "long ones": (
+        f"then: {{filter: {{program: spool, arguments: [{', '.join(['x' * 4000] * 7)}]}}}}",
+        "arguments of more than 24576 bytes together",
+    ),
+    "long ones of a command": (
+        f"if: {{command: {{run: spool, arguments: [{', '.join(['x' * 4000] * 7)}]}}}}, then: stop",
+        "arguments of more than 24576 bytes together",
+    ),
     "a status that says nothing": (
         "if: {command: {run: scan, status: 75}}, then: stop",
         "status 75, expected 0 to 255",
@@ -230,6 +243,17 @@ def test_what_a_program_cannot_be_given(rule: str, wanted: str) -> None:
     source = f"rules:\n- {{name: it, {rule}}}\n".encode()
     _, problems = load(source, "f", site=False, programs=("scan", "spool"), plain=("scan",))
     assert wanted in str(problems[0])
+
+
+def test_long_values_of_a_program_are_cut_together() -> None:
+    """What a message holds cannot make a program's arguments too long; what the rule wrote stays whole."""
+    written = ["x" * 4000, "short", *(f"{number}=${{header.X-{number}}}" for number in range(40)), "${subject}"]
+    source = rule_of("size: {over: 1}", f"pipe: {{program: spool, arguments: {json.dumps(written)}}}")
+    long = "".join(f"X-{number}: {chr(0x4F60) * 1400}\n" for number in range(40)).encode()
+    given = decide_text(source, long + MESSAGE).deliveries[0].to_json()["arguments"]
+    assert sum(len(one.encode()) + 1 for one in given) <= 48 * 1024
+    assert (given[0], given[1], given[-1]) == ("x" * 4000, "short", "Café invoice 2024")
+    assert all(one.startswith(f"{number}={chr(0x4F60) * 300}") for number, one in enumerate(given[2:-1]))
 
 
 def test_an_answer_beside_a_refusal() -> None:
