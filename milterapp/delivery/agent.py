@@ -16,11 +16,12 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
-from milterapp.delivery import fenced, filtered, notice, record, refusals, sealed, wire
+from milterapp.delivery import fenced, notice, record, refusals, sealed, wire
 from milterapp.delivery.agent_settings import AgentSettings
 from milterapp.delivery.carry_out import Answer, Job, Submit, carry_out, deferral, left_to_keep
 from milterapp.delivery.explained import bounded, explained
@@ -29,8 +30,9 @@ from milterapp.delivery.programs import Programs, environment
 from milterapp.delivery.requests import JOB, printable
 from milterapp.delivery.rulefile import Loaded, Unavailable, open_home
 from milterapp.delivery.ruleset import Ruleset
-from milterapp.delivery.scripts import RefusedError, Scripts, concerns_scripts
+from milterapp.delivery.scripts import MEMORY, RefusedError, Scripts, concerns_scripts
 from milterapp.delivery.stores import Maildir
+from milterapp.delivery.sweeping import Sweeper
 from milterapp.mail import findings
 from milterapp.mail.envelope import Envelope, Stage, stated
 from milterapp.mail.limits import LimitHit, Limits
@@ -50,7 +52,6 @@ __all__ = ["STATE", "Agent", "serve"]
 STATE = ".milterapp"  # below the home: the journal, and by default the rules
 _JOURNAL = "journal.sqlite"
 _RATES = "rates.sqlite"  # beside it: what the conditions rate and duplicate remember
-_EXPIRE = 3600.0  # seconds between two sweeps of old records
 _LONGEST_READ = 1 << 31  # bytes; the limits of reading mail are settings and lower, this only keeps a size sane
 _FAULTS = (StateError, record.RecordError, sealed.SealError, wire.WireError, PlanError, OSError)
 
@@ -82,7 +83,7 @@ def serve(
             signal.setitimer(signal.ITIMER_REAL, 0)
             if agent.programs.lost or agent.homeless:
                 break
-            agent.sweep(time.time())
+            agent.sweep(time.time(), lambda: _waits(control))
     except BaseException:  # noqa: BLE001 - the process's edge: without an answer the monitor defers
         status = 70
     os._exit(status)
@@ -121,7 +122,9 @@ class Agent:
         self._journal_path = os.path.join(home, STATE, _JOURNAL)
         self._rates: Rates | None = None
         self._scripts = Scripts(settings, os.path.join(home, STATE), self._rules, _make_state)
-        self._swept = time.time()
+        self._sweeper = Sweeper(
+            home, STATE, (_JOURNAL, _RATES, MEMORY), settings.keep_records, min(1.0, settings.deadline / 10)
+        )
 
     def answer(self, job: wire.Datagram) -> tuple[Answer, str]:
         """Return the answer for one job and its event as JSON; every fault is a deferral. Closes what came.
@@ -164,26 +167,10 @@ class Agent:
             event["outcomes"] = {step: f"{one.word} {one.detail}".strip() for step, one in answer.outcomes.items()}
         return answer, bounded(event)
 
-    def sweep(self, now: float) -> None:
-        """Forget records too old for Postfix to ask about again, once an hour at most. now: seconds since 1970."""
-        if self._journal is not None and now - self._swept > _EXPIRE:
-            self._swept = now
-            try:
-                self._journal.expire(int(now) - self._settings.keep_records)
-            except StateError:
-                pass  # the next message meets the same fault, and says so
-            try:
-                with open_home(self._home, os.geteuid()) as home:
-                    if home is not None:
-                        filtered.expire(home, STATE, self._settings.keep_records)
-            except (Unavailable, OSError):
-                pass  # likewise
-            try:
-                if self._rates is not None:
-                    self._rates.expire(now - self._settings.keep_records)  # a retry asks again
-                self._scripts.expire(int(now) - self._settings.keep_records, int(now))
-            except StateError:
-                pass  # likewise
+    def sweep(self, now: float, wanted: Callable[[], bool]) -> None:
+        """Forget records too old for Postfix to ask about again, once a day. Arguments are those of Sweeper.sweep()."""
+        if self._journal is not None:
+            self._sweeper.sweep(now, wanted)
 
     def _deliver(self, arrived: _Arrived, event: dict[str, Any]) -> Answer:
         with open_home(self._home, os.geteuid()) as home:
@@ -331,7 +318,16 @@ class Agent:
         """Return the user's journal, made now in a folder only that user can open. Raises StateError or OSError."""
         _make_state(home)
         self._journal = Journal(self._journal_path)
+        self._sweeper.begin(time.time())
         return self._journal
+
+
+def _waits(control: socket.socket) -> bool:
+    """Tell whether the next job is there already."""
+    try:
+        return bool(control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 def _findings(mail: Mail, queue_id: str) -> findings.Findings:

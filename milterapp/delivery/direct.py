@@ -22,6 +22,7 @@ import socket
 import syslog
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +34,7 @@ from milterapp.delivery.requests import ANSWER, REQUESTS, printable, waiting
 __all__ = ["Temporary", "deliver", "envelope"]
 
 _CHUNK = 64 * 1024
+_LEAVE = 3.0  # seconds for an agent that has answered to end by itself
 _RETURN_PATH = re.compile(rb"(?i)return-path:[ \t]*<([^\r\n]*)>[ \t]*\r?\n")
 _NULL = re.compile(r"(?i)(?:mailer-daemon(?:@.*)?|<>)?\Z")  # what an MTA says for the null sender
 _STATUSES = {"ok": os.EX_OK, "reject": os.EX_UNAVAILABLE}
@@ -128,12 +130,14 @@ class _Courier:
             with child_control, child_requests:
                 wire.send(control, "JOB", self._job, (self._message, child_requests.fileno()))
             try:
-                return self._converse(control, requests)
+                answer = self._converse(control, requests)
+                _see_out(control)
             finally:
                 control.close()
                 requests.close()
                 os.kill(pid, signal.SIGKILL)  # it has answered, or never will
                 os.waitpid(pid, 0)
+        return answer
 
     def _child(self, control: socket.socket, user: pwd.struct_passwd) -> None:
         """Be an agent, in an agent's sandbox."""
@@ -234,6 +238,13 @@ def _fork() -> int:
             if last:
                 raise
     raise AssertionError("counting does not end")
+
+
+def _see_out(control: socket.socket) -> None:
+    """Wait until the agent ends, which once a day forgets what is old first. Its answer stands, whatever it does."""
+    with suppress(OSError):
+        control.shutdown(socket.SHUT_WR)
+        select.select([control], [], [], _LEAVE)
 
 
 def _log(settings: Mapping[str, Any], job: Mapping[str, str], answer: wire.Datagram) -> None:

@@ -324,11 +324,6 @@ class Scripts:
         if self._kept is not None:
             self._kept.untell(told.handle)
 
-    def expire(self, before: int, now: int) -> None:
-        """Forget records older than that, and questions that are too old now. Raises StateError."""
-        if self._kept is not None:
-            self._kept.expire(before, now)
-
     def _lists_of(self, loaded: Loaded) -> Membership:
         """Return the site's lists as they stand now; those that are the same are not read anew."""
         lists = {} if loaded.site is None else loaded.site.lists

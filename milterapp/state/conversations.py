@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from milterapp.state.database import Database
+from milterapp.state.database import BUSY, Database
 
 __all__ = ["Change", "Conversations", "Kept", "Output"]
 
@@ -83,11 +83,12 @@ class Change:
 class Conversations:
     """The memory of one user's scripts, in one file. Every method raises StateError where it cannot be read or written.
 
-    message: a word that stands for a message and recipient. now, at: seconds since 1970.
+    message: a word that stands for a message and recipient. now, at: seconds since 1970. durable, patience: as in
+    Database.
     """
 
-    def __init__(self, path: str) -> None:
-        self.database = Database(path, _SCHEMA, _VERSION)
+    def __init__(self, path: str, *, durable: bool = True, patience: float = BUSY) -> None:
+        self.database = Database(path, _SCHEMA, _VERSION, durable=durable, patience=patience)
 
     def state(self, script: str, sender: str, per: Sequence[str]) -> str:
         """Return a sender's state for these captures, "" where there is none."""
@@ -206,18 +207,21 @@ class Conversations:
         with self.database.transaction() as connection:
             connection.execute("DELETE FROM told WHERE handle = ?", (handle,))
 
-    def expire(self, before: int, now: int) -> int:
+    def expire(self, before: int, now: int, most: int = -1) -> int:
         """Forget records and what was told before then, and questions that were to be answered by now.
 
-        States and values stay. Return how many rows that were.
+        States and values stay. Return how many rows that were. most: of each kind; -1 for all.
         """
         with self.database.transaction() as connection:
             return sum(
-                connection.execute(statement, (at,)).rowcount
-                for statement, at in (
-                    ("DELETE FROM committed WHERE at < ?", before),
-                    ("DELETE FROM told WHERE at < ?", before),
-                    ("DELETE FROM questions WHERE until <= ?", now),
+                connection.execute(
+                    f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {old} LIMIT ?)",  # noqa: S608 - words of ours
+                    (at, most),
+                ).rowcount
+                for table, key, old, at in (
+                    ("committed", "message", "at < ?", before),
+                    ("told", "handle", "at < ?", before),
+                    ("questions", "script, digest", "until <= ?", now),
                 )
             )
 

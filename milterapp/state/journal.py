@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from milterapp.state.database import Database, StateError
+from milterapp.state.database import BUSY, Database, StateError
 
 __all__ = ["Journal", "Key", "Prepared", "StateError"]
 
@@ -23,7 +23,10 @@ CREATE TABLE done (key TEXT NOT NULL, step TEXT NOT NULL, result TEXT NOT NULL, 
 _BY_TIME = "; CREATE INDEX prepared_at ON prepared (at); CREATE INDEX done_at ON done (at)"
 _VERSION = 1
 _MARK = "INSERT OR IGNORE INTO done (key, step, result, at) VALUES (?, ?, ?, ?)"
-_EXPIRE = ("DELETE FROM prepared WHERE at < ?", "DELETE FROM done WHERE at < ?")
+_EXPIRE = (
+    "DELETE FROM prepared WHERE key IN (SELECT key FROM prepared WHERE at < ? LIMIT ?)",
+    "DELETE FROM done WHERE (key, step) IN (SELECT key, step FROM done WHERE at < ? LIMIT ?)",
+)
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class Journal:
     """A journal in one file. Every method raises StateError where the file cannot be read or written.
 
     large: of many people's mail, where expire() must find the old without reading all; a new file then has an index
-    more to be written with each record and mark. A file that is there is taken with the indexes that it has.
+    more to be written with each record and mark. A file that is there is taken with the indexes that it has. durable,
+    patience: as in Database.
     """
 
-    def __init__(self, path: str, *, large: bool = False) -> None:
-        self.database = Database(path, _SCHEMA + _BY_TIME if large else _SCHEMA, _VERSION)
+    def __init__(self, path: str, *, large: bool = False, durable: bool = True, patience: float = BUSY) -> None:
+        schema = _SCHEMA + _BY_TIME if large else _SCHEMA
+        self.database = Database(path, schema, _VERSION, durable=durable, patience=patience)
 
     def find(self, key: Key) -> Prepared | None:
         """Return the record prepared for the key, None where there is none."""
@@ -104,10 +109,13 @@ class Journal:
         with self.database.transaction() as connection:
             connection.executemany(_MARK, [(key.word, *rest) for key, *rest in marks])
 
-    def expire(self, before: int) -> int:
-        """Forget what was prepared or done before then (seconds since 1970); return how many rows that were."""
+    def expire(self, before: int, most: int = -1) -> int:
+        """Forget what was prepared or done before then (seconds since 1970); return how many rows that were.
+
+        most: of each of the two; -1 for all.
+        """
         with self.database.transaction() as connection:
-            return sum(connection.execute(statement, (before,)).rowcount for statement in _EXPIRE)
+            return sum(connection.execute(statement, (before, most)).rowcount for statement in _EXPIRE)
 
     def close(self) -> None:
         """Close the file."""

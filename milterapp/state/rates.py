@@ -58,10 +58,14 @@ class Rates:
             )
             return int(before) + 1
 
-    def expire(self, before: float) -> int:
-        """Forget what counts no more since that time (seconds since 1970); return how many."""
+    def expire(self, before: float, most: int = -1) -> int:
+        """Forget what counts no more since that time (seconds since 1970); return how many. most: -1 for all."""
         with self.database.transaction() as connection:
-            return connection.execute("DELETE FROM counted WHERE until < ?", (before,)).rowcount
+            return connection.execute(
+                "DELETE FROM counted WHERE (handle, message) IN"
+                " (SELECT handle, message FROM counted WHERE until < ? LIMIT ?)",
+                (before, most),
+            ).rowcount
 
     def close(self) -> None:
         """Close the file."""

@@ -8,10 +8,12 @@ import os
 import pwd
 import resource
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,35 @@ def test_without_rules_lmtp_has_a_message_once(home: str, ids: list[bytes], take
             keeper.close()
         assert len(keeper.taken) == taken
         assert os.path.exists(f"{folder}/home/.milterapp/journal.sqlite") is (home == "own")
+
+
+@pytest.mark.root
+def test_what_is_old_is_forgotten() -> None:
+    """Once a day an agent that has answered has the time to forget what is old before it is ended."""
+    with tempfile.TemporaryDirectory(prefix="milterapp-direct-") as folder:
+        os.chmod(folder, 0o755)
+        os.mkdir(f"{folder}/home", 0o755)
+        os.chown(f"{folder}/home", 65534, 65534)
+
+        def run() -> list[object]:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            pwd.getpwuid = lambda uid: pwd.struct_passwd(("bob", "x", uid, uid, "", f"{folder}/home", "/bin/sh"))
+            settings = dataclasses.asdict(Settings(delivery=DeliverySettings(keep="maildir")))
+            said: list[object] = []
+            for one in (b"4A", b"4B", b"4C"):
+                reader, writer = os.pipe()
+                os.write(writer, RECEIVED % one)
+                os.close(writer)
+                said.append(direct.deliver(settings, GIVEN, reader)[0])
+                with closing(sqlite3.connect(f"{folder}/home/.milterapp/journal.sqlite")) as journal, journal:
+                    said.append(journal.execute("SELECT COUNT(*) FROM prepared").fetchone()[0])
+                    if one == b"4A":
+                        journal.execute("UPDATE prepared SET at = at - 100 * 86400")
+            return said
+
+        assert inside(run) == [0, 1, 0, 1, 0, 2]
 
 
 @pytest.mark.root

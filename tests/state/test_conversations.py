@@ -120,6 +120,14 @@ def test_telling_once(kept: Conversations) -> None:
     assert not kept.was_told("h")
 
 
+def test_forgetting_in_pieces(kept: Conversations) -> None:
+    """No more of one kind goes at once than is asked for."""
+    for number in range(3):
+        kept.tell(f"h{number}", 1000)
+        commit(kept, f"m{number}", now=1000)
+    assert [kept.expire(1001, 0, 2) for _ in range(3)] == [4, 2, 0]
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.sets(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), max_size=20),

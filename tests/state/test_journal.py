@@ -141,6 +141,17 @@ def test_old_records_are_forgotten(path: str) -> None:
     journal.close()
 
 
+def test_old_records_are_forgotten_in_pieces(path: str) -> None:
+    """No more goes at once than is asked for, of records and of marks; what is young stays."""
+    journal = Journal(path, durable=False)
+    for number in range(5):
+        key = Key(str(number), "a", "b", "c")
+        journal.prepare(key, "old", 10)
+        journal.mark(key, "0", "done", 10 if number else 30)
+    assert [journal.expire(20, 2) for _ in range(4)] == [4, 4, 1, 0]
+    journal.close()
+
+
 def test_a_removed_journal_is_noticed(path: str) -> None:
     """A journal whose file was removed or replaced says so, since what it marks would be lost."""
     journal = Journal(path)

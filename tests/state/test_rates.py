@@ -85,6 +85,8 @@ def test_what_counts_no_more_is_forgotten(rates: Rates) -> None:
     """Only what can still make a difference is kept."""
     rates.rate("r", KEY, "m1", now=1000.0, within=10.0)
     rates.rate("r", KEY, "m2", now=1000.0, within=HOUR)
+    rates.rate("r", KEY, "m3", now=1000.0, within=10.0)
+    assert rates.expire(1011.0, 1) == 1
     assert rates.expire(1011.0) == 1
     assert rates.expire(1011.0) == 0
 
