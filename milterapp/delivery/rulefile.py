@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ _CAN = frozenset((
 ))  # fmt: skip
 _LIMIT = 1024 * 1024  # bytes of a rule file, and of each list and script
 _MOST_BESIDE = 100  # files beside a script that it may read
+_BETWEEN = 1.0  # seconds in which an editor that moved the old file away writes the new one
+_LATELY = 2.0  # seconds since a change of the folder in which that may be going on
 _NO_HOME = frozenset({"", "/nonexistent", "/dev/null"})  # what passwd(5) writes for accounts without a home
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TEMPORARY = frozenset({
@@ -147,9 +150,24 @@ class RuleFile:
         self._loaded: Loaded | None = None
 
     def load(self, home: int) -> Loaded:
-        """Return the rules as they stand now. home: a descriptor. Raises Unavailable."""
+        """Return the rules as they stand now. home: a descriptor. Raises Unavailable.
+
+        Where those of the last time are gone just now, they may be about to be replaced: that is waited for.
+        """
+        had = self._loaded is not None
         if self._loaded is not None and self._same(home):
             return self._loaded
+        found = self._load(home)
+        until = time.monotonic() + _BETWEEN
+        while had and found.policy is None and not found.problems and self._changing(home):
+            if time.monotonic() > until:
+                break
+            time.sleep(_BETWEEN / 20)
+            found = self._load(home)
+        return found
+
+    def _load(self, home: int) -> Loaded:
+        """Return the rules, read again where a file has changed. Raises Unavailable."""
         loaded, self._loaded = self._loaded, None
         try:
             with self._folder(home) as (folder, fault):
@@ -294,6 +312,14 @@ class RuleFile:
             return found[path]
 
         return read_script
+
+    def _changing(self, home: int) -> bool:
+        """Tell whether something came into the rule file's folder, or went, a moment ago."""
+        try:
+            with self._folder(home) as (folder, _):
+                return abs(time.time() - os.stat(folder).st_mtime) < _LATELY
+        except OSError:
+            return False
 
     def _same(self, home: int) -> bool:
         """Tell whether the files are sure to be those that were read, without opening a folder.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from milterapp.delivery.rulefile import RuleFile, Unavailable, open_home
+from milterapp.delivery.rulefile import Loaded, RuleFile, Unavailable, open_home
 from tests.delivery.agent_process import Person
 from tests.delivery.inside import inside
 
@@ -174,6 +176,40 @@ def test_the_rules_are_read_again_when_they_changed(home: Path, descriptor: int)
     assert rules.load(descriptor).policy is not None
     _rules(home).unlink()
     assert rules.load(descriptor).problems == ()
+
+
+def test_an_editor_that_moves_the_old_file_away_first(home: Path, descriptor: int) -> None:
+    """Who had rules a moment ago has the new ones, not none, where those come within a second."""
+    rules = RuleFile(".milterapp/rules.yaml", os.geteuid())
+    assert rules.load(descriptor).policy is not None
+    backup = home / ".milterapp/rules.yaml~"
+    _rules(home).rename(backup)
+
+    def write() -> None:
+        new = home / ".milterapp/new"
+        new.write_bytes(RULES.replace(b"all", b"new"))
+        new.rename(_rules(home))
+
+    editor = threading.Timer(0.2, write)
+    editor.start()
+    found = rules.load(descriptor)
+    editor.join()
+    assert found.policy is not None
+    assert [rule.name for rule in found.policy.rules] == ["new"]
+
+
+def test_rules_that_were_removed_are_none(home: Path, descriptor: int) -> None:
+    """Nobody waits for rules that were removed some time ago; lately, once, and no longer than that."""
+    rules = RuleFile(".milterapp/rules.yaml", os.geteuid())
+    for age, waits in ((10, False), (0, True)):
+        assert rules.load(descriptor).policy is not None
+        _rules(home).rename(home / "away")
+        os.utime(home / ".milterapp", (time.time() - age,) * 2)
+        for wait in (waits, False):
+            begun = time.monotonic()
+            assert rules.load(descriptor) == Loaded(None)
+            assert (time.monotonic() - begun > 0.9) is wait
+        (home / "away").rename(_rules(home))
 
 
 LISTED = (
