@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,13 @@ class Submit(threading.Thread):
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._outlive, args=(self._serve, connection), daemon=True).start()
+
+    @staticmethod
+    def _outlive(serve: Callable[..., None], *arguments: object) -> None:
+        """Serve until the other end is gone, at whatever moment that is."""
+        with contextlib.suppress(OSError, wire.WireError):
+            serve(*arguments)
 
     def _serve(self, connection: socket.socket) -> None:
         """Take envelopes; what is asked about each comes over the line that came with it."""
@@ -73,7 +80,8 @@ class Submit(threading.Thread):
             line.setblocking(True)
             self.heard.append(envelope.text("recipient"))
             envelope.close()
-            self.lines.append(threading.Thread(target=self._answer, args=(line, envelope, message), daemon=True))
+            arguments = (self._answer, line, envelope, message)
+            self.lines.append(threading.Thread(target=self._outlive, args=arguments, daemon=True))
             self.lines[-1].start()
 
     def _keep(self, connection: socket.socket, asked: wire.Datagram, message: bytes) -> None:

@@ -39,7 +39,7 @@ class Peer:
     def _serve(self) -> None:
         connection, _ = self._listener.accept()
         # Who hangs up with something unread resets the connection.
-        with suppress(ConnectionResetError), connection, connection.makefile("rb") as lines:
+        with suppress(ConnectionError), connection, connection.makefile("rb") as lines:
             for step, reply in enumerate(self._replies):
                 if reply is None:
                     return
