@@ -30,6 +30,7 @@ __all__ = [
     "become",
     "bound_processes",
     "capabilities",
+    "children",
     "close_from",
     "count_processes",
     "die_with_parent",
@@ -100,6 +101,15 @@ def die_with_parent() -> None:
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own has ended."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def children() -> list[int]:
+    """Return the children of this process, which has one thread; none where this kernel does not list them."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:
+        return []  # no /proc, or CONFIG_PROC_CHILDREN is off
 
 
 def capabilities() -> tuple[int, int, int]:

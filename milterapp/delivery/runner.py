@@ -10,7 +10,8 @@ ended, or import rules (what it starts and with which bounds is the site's; the 
 SECURITY: an agent cannot execute anything, so what can is forked from it before its filter is installed, with the
 recipient's ids already taken and verified: the monitor and the zygote say nothing new to anybody. A runner holds what
 its user holds. It has a session of its own, so that the death of its agent is not its own: it sees the end of the
-connection, kills what runs, and goes. A program has, on top of what its runner has: its own process group, which it
+connection, kills what runs, and goes. Its user can stop or kill it: then the zygote ends it and what it began, once
+the agent has ended (`errands`). A program has, on top of what its runner has: its own process group, which it
 cannot leave (`seccomp.program`: a fork, setsid, and another fork change nothing), so that one kill(2) reaches all of
 it at once; no new privileges, so setuid programs run without theirs; Landlock, where there is one, so that it writes
 below the home and the site's folders alone, and signals nobody else; limits on memory, processor, processes, and files.
@@ -230,6 +231,9 @@ class _Run:
                     with suppress(OSError, ValueError):
                         signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            linux.die_with_parent()
+            if os.getppid() != runner:
+                raise ProcessLookupError("the runner has ended")
             os.umask(0o077)
             os.nice(_NICE)
             _die_first()

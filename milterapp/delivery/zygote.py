@@ -7,7 +7,7 @@ SECURITY: it holds CAP_SETUID and CAP_SETGID, as the monitor does, and parses tw
 up ids, groups, capabilities and descriptors, and proves it, before the first line of code that knows of mail runs.
 Where the site allows programs, the child, with its final ids, forks `runner` before it loses the right to execute.
 Where several homes have one uid, it is `confined` to its own before that; any other is `fenced` behind it.
-It has no CAP_KILL: an agent is killed by a child that takes the agent's uid first.
+It has no CAP_KILL: agents are killed by `errands`, and what they leave behind.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from milterapp.delivery import confined, fenced, kinds, linux, runner, seccomp, wire
 from milterapp.delivery.agent_settings import AgentSettings
+from milterapp.delivery.errands import Errands
 from milterapp.delivery.event import Log
 
 __all__ = ["LIMITS", "PROGRAMS", "ROOM", "Floors", "Zygote", "main", "start"]
@@ -84,7 +86,7 @@ class Zygote:
         self._control, self._floors, self._serve, self._log, self._beside = control, floors, serve, log, beside
         self._wall, self._fence = wall, fence
         self._children: dict[int, tuple[int, int]] = {}  # pid to uid and gid
-        self._errands: set[int] = set()  # children that only kill
+        self._errands = Errands(self._children.keys())
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)  # noqa: FBT003 - the name of the method says it
@@ -94,17 +96,20 @@ class Zygote:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else lambda *_: None)
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        linux.adopt_orphans()
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         try:
             while True:
-                ready = {fd for fd, _ in poll.poll()}
+                ready = {fd for fd, _ in poll.poll(self._errands.timeout())}
                 if self._wake.fileno() in ready:
                     self._wake.recv(4096)
-                    self._reap()
+                    for pid, status in self._reap():
+                        self._tell("EXITED", pid=pid, status=status)
                 if self._control.fileno() in ready and not self._request():
                     return
+                self._errands.look()
         finally:
             self._end()
 
@@ -173,7 +178,7 @@ class Zygote:
         return programs
 
     def _kill(self, datagram: wire.Datagram) -> None:
-        """Kill an agent and its process group, as its uid.
+        """Kill an agent and its process group.
 
         A pid that is not our child's is the monitor's own, adopted from a zygote that died; any other has ended and
         its number may be somebody else's by now.
@@ -181,49 +186,22 @@ class Zygote:
         pid, uid, gid = datagram.number("pid"), datagram.number("uid"), datagram.number("gid")
         ids = self._children.get(pid) or ((uid, gid) if datagram.number("adopted") else None)
         if pid > 1 and ids is not None and self._floors.allow(*ids):
-            self._kill_as(pid, *ids)
+            self._errands.kill(ids, (-pid, pid))
 
-    def _kill_as(self, pid: int, uid: int, gid: int) -> None:
-        errand = os.fork()
-        if errand:
-            self._errands.add(errand)
-            return
-        try:
-            os.setgroups([])
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-            for target in (-pid, pid):
-                try:
-                    os.kill(target, signal.SIGKILL)
-                except OSError:
-                    pass  # it has ended, or not yet become that uid; the monitor asks again
-        finally:
-            os._exit(0)
-
-    def _kill_left(self, pid: int, uid: int, gid: int) -> None:
-        """Kill what is left in the process group of an agent that has ended; while somebody is, nobody has its number.
-
-        It cannot have left that group (seccomp).
-        """
-        try:
-            os.kill(-pid, 0)
-        except PermissionError:
-            self._kill_as(pid, uid, gid)
-        except ProcessLookupError:
-            pass
-
-    def _reap(self) -> None:
-        while self._children or self._errands:
+    def _reap(self) -> Iterator[tuple[int, int]]:
+        """Take the ends of children; yield pid and status of each agent."""
+        while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            self._errands.discard(pid)
-            if (ids := self._children.pop(pid, None)) is not None:
-                self._kill_left(pid, *ids)
-                self._tell("EXITED", pid=pid, status=os.waitstatus_to_exitcode(status) & 0xFF)
+            if (ids := self._children.pop(pid, None)) is None:
+                self._errands.ended(pid, status)
+            else:
+                self._errands.agent_ended(pid, ids)
+                yield pid, os.waitstatus_to_exitcode(status) & 0xFF
 
     def _tell(self, kind: str, **fields: int | str) -> None:
         wire.send(self._control, kind, fields)
@@ -232,14 +210,15 @@ class Zygote:
         """Leave no agent behind: without a monitor nobody keeps their deadlines."""
         signal.set_wakeup_fd(-1)  # nobody reads it any more, and it is closed before the last child ends
         until = time.monotonic() + _GRACE
-        while self._children and time.monotonic() < until + _GRACE:
+        last = until + _GRACE
+        while (self._children or self._errands.left()) and time.monotonic() < last:
             if time.monotonic() > until:
+                until += _GRACE / 4
                 for pid, ids in self._children.items():
-                    self._kill_as(pid, *ids)
+                    self._errands.kill(ids, (-pid, pid))
+                self._errands.look(now=True)
             time.sleep(0.05)
-            for pid in list(self._children):
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    self._kill_left(pid, *self._children.pop(pid))
+            deque(self._reap(), 0)
 
 
 def drop(uid: int, gid: int, control: int, beside: Callable[[], int] = lambda: -1) -> None:

@@ -121,6 +121,11 @@ CELLS = (
         "delivery/test_zygote.py::test_an_agent_can_be_killed",
         "delivery/test_zygote.py::test_a_stranger_is_not_killed",
     )),
+    Cell("zygote", "may", "kill what they leave behind, also where a user stopped or killed the runner", (
+        "delivery/test_monitor_programs.py::test_what_a_user_stops_or_kills_is_ended",
+        "delivery/test_monitor_programs.py::test_the_end_of_the_monitor_ends_a_stopped_runner",
+        "delivery/test_monitor.py::test_a_deadline_kills_the_agent_and_what_it_forked",
+    )),
     Cell("zygote", "never", "read anything but the monitor's fixed requests", (
         "delivery/test_zygote.py::test_a_monitor_that_talks_nonsense_is_left",
     )),
@@ -167,6 +172,7 @@ CELLS = (
     Cell("runner", "never", "outlive its agent", (
         "delivery/test_runner.py::test_the_agent_that_hangs_up_takes_the_program_with_it",
         "delivery/test_runner.py::test_beside_an_agent",
+        "delivery/test_monitor_programs.py::test_what_a_user_stops_or_kills_is_ended",
     )),
     Cell("program", "may", "run as its user: take a message, give one back, answer with a status", (
         "postfix/test_programs.py::test_a_program_takes_a_message",
@@ -184,6 +190,8 @@ CELLS = (
     )),
     Cell("program", "never", "leave a process behind", (
         "delivery/test_runner.py::test_nothing_gets_away", "delivery/test_runner.py::test_a_chain_of_forks",
+        "delivery/test_runner.py::test_a_program_does_not_outlive_a_runner_that_is_killed",
+        "delivery/test_monitor_programs.py::test_what_a_user_stops_or_kills_is_ended",
     )),
     Cell("program", "never", "gain privilege: setuid, a user namespace, ids below the floors, group disk", (
         TAKEN, "delivery/test_runner.py::test_a_setuid_program_gains_nothing",
@@ -192,6 +200,7 @@ CELLS = (
     )),
     Cell("program", "never", "another user's files or submission, the services, its agent and runner", (
         TAKEN, "delivery/test_runner.py::test_the_sandbox",
+        "delivery/test_runner.py::test_no_program_ends_who_watches_it",
     )),
     Cell("submit", "may", "send for keep to the envelope's recipient", (
         "delivery/test_submit.py::test_keep_hands_the_message_back_as_it_came",

@@ -443,9 +443,8 @@ def test_a_setuid_program_gains_nothing(person: Person, start: Start) -> None:
     assert start(Program((str(path), "-u"))).run(wanted=True).output == f"{UID}\n".encode()
 
 
-def test_the_agent_that_hangs_up_takes_the_program_with_it(person: Person, start: Start) -> None:
-    """When its agent is gone, the runner kills what runs and ends."""
-    one = start(sh("echo $$ >pids; sleep 1000 & echo $! >>pids; touch ready; sleep 1000"))
+def begin(one: Runner, person: Person) -> list[int]:
+    """Have a program run that says when it is ready; return what it wrote to be running."""
     given = sealed.seal([MESSAGE])
     assert one.programs.connection is not None
     wire.send(one.programs.connection, "RUN", {"program": "it", "arguments": "", "environment": ""}, (given,))
@@ -453,13 +452,29 @@ def test_the_agent_that_hangs_up_takes_the_program_with_it(person: Person, start
     until = time.monotonic() + 30
     while not (person.home / "ready").exists() and time.monotonic() < until:
         time.sleep(0.01)
-    running = pids(person)
+    return pids(person)
+
+
+def test_the_agent_that_hangs_up_takes_the_program_with_it(person: Person, start: Start) -> None:
+    """When its agent is gone, the runner kills what runs and ends."""
+    one = start(sh("echo $$ >pids; sleep 1000 & echo $! >>pids; touch ready; sleep 1000"))
+    running = begin(one, person)
     one.hang_up()
     assert [wait_gone(pid, 30) for pid in (one.pid, *running)] == [True] * 3
     os.kill(one.agent, signal.SIGKILL)
     os.waitpid(one.agent, 0)
     assert os.waitstatus_to_exitcode(os.waitpid(one.pid, 0)[1]) == os.EX_SOFTWARE
     one.close = lambda: 0  # type: ignore[method-assign] # it has ended
+
+
+def test_a_program_does_not_outlive_a_runner_that_is_killed(person: Person) -> None:
+    """Nobody keeps its time then, nor kills its group."""
+    one = Runner(person, {"it": sh("echo $$ >pids; touch ready; while :; do :; done")})
+    (program,) = begin(one, person)
+    assert not wait_gone(program, 0.1)
+    os.kill(one.pid, signal.SIGKILL)
+    assert wait_gone(program)
+    assert one.close() == -signal.SIGKILL
 
 
 def test_beside_an_agent(person: Person) -> None:
