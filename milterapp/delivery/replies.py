@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 
+from milterapp.mail.domains import ascii_domain
 from milterapp.mail.envelope import Envelope, split_address, split_detail
 from milterapp.mail.limits import LimitHit
 from milterapp.mail.message import Mail
 from milterapp.mail.values import HeaderText
-from milterapp.rules.folding import fold_domain, plain
+from milterapp.rules.folding import plain
 
 __all__ = [
     "answering", "automatic", "build", "is_own", "letter", "own_addresses", "refusal", "writer", "written_by_nobody",
@@ -200,7 +201,7 @@ def _readings(address: str, delimiter: str) -> frozenset[str]:
     if len(local) > 1 and local.startswith('"') and local.endswith('"'):
         local = re.sub(r"\\(.)", r"\1", local[1:-1])
     user, _ = split_detail(local, delimiter)
-    end = "@" + fold_domain(domain) if domain else ""
+    end = "@" + ascii_domain(domain) if domain else ""
     return frozenset({local.lower() + end, user.lower() + end})
 
 

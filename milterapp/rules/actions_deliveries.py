@@ -24,7 +24,7 @@ __all__ = [
 
 Address = NewType("Address", str)
 ScriptName = NewType("ScriptName", str)
-_MOST_ARGUMENTS = 48 * 1024  # bytes of a program's, each with its end; what starts it is given 64 KiB in all
+_MOST_BYTES = 48 * 1024  # bytes of a program's, each with its end; what starts it is given 64 KiB in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ def _arguments(templates: tuple[Template, ...], fill: Fill) -> tuple[str, ...]:
     ]
     sizes = [len(one.encode()) + 1 for one in made]
     most = max(sizes, default=0)
-    while sum(sizes) > _MOST_ARGUMENTS and most > 1:
+    while sum(sizes) > _MOST_BYTES and most > 1:
         most -= most // 16 + 1
         for at, one in enumerate(templates):
             if one.values and sizes[at] > most:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NewType
 
+from milterapp.mail.domains import ascii_domain
 from milterapp.mail.envelope import Stage, split_address, split_detail
 from milterapp.rules.conditions import Direct
 from milterapp.rules.decision import Scripted
 from milterapp.rules.facts import Facts
-from milterapp.rules.folding import fold, fold_domain
+from milterapp.rules.folding import fold
 from milterapp.rules.lists import TypedList, network_of
 from milterapp.rules.truth import Marks, Need, Truth, Value
 
@@ -169,9 +170,9 @@ def _counted_by(word: str, facts: Facts) -> str:
     address = facts.envelope.sender if name == "sender" else facts.recipient
     local, host = split_address(address)
     if domain:
-        return fold_domain(host)
+        return ascii_domain(host)
     user, _ = split_detail(fold(local), facts.delimiter)
-    return f"{user}@{fold_domain(host)}" if address else ""
+    return f"{user}@{ascii_domain(host)}" if address else ""
 
 
 def _client(address: str) -> str:

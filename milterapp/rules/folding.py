@@ -11,7 +11,7 @@ import unicodedata
 from milterapp.mail.domains import ascii_domain
 from milterapp.mail.envelope import split_address, split_detail
 
-__all__ = ["address_forms", "domain_levels", "fold", "fold_domain", "plain"]
+__all__ = ["address_forms", "domain_levels", "fold", "plain"]
 
 
 def plain(text: str) -> str:
@@ -22,11 +22,6 @@ def plain(text: str) -> str:
 def fold(text: str) -> str:
     """Return the text as comparisons without regard to case see it."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
-
-
-def fold_domain(domain: str) -> str:
-    """Return a domain as it compares: lower case, A-labels, no final dot; what is no host's name stays Unicode."""
-    return ascii_domain(domain)
 
 
 def domain_levels(domain: str) -> list[str]:
@@ -43,7 +38,7 @@ def address_forms(address: str, delimiter: str, *, case: bool = False) -> tuple[
     """Return the ways an address may be written in a rule to mean this one: as it stands, and without its detail."""
     local, domain = split_address(address)
     local = plain(local) if case else fold(local)
-    domain = fold_domain(domain)
+    domain = ascii_domain(domain)
     user, detail = split_detail(local, delimiter) if delimiter else (local, "")
     if not detail and user == local:
         return (f"{local}@{domain}",)

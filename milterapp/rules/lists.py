@@ -9,7 +9,8 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from milterapp.rules.folding import domain_levels, fold, fold_domain
+from milterapp.mail.domains import ascii_domain
+from milterapp.rules.folding import domain_levels, fold
 from milterapp.rules.patterns import PatternSet, from_glob
 from milterapp.rules.problem import Place, Problem
 
@@ -113,7 +114,7 @@ class DomainList(TypedList):
             raise ValueError(f"found {entry!r}, expected a domain such as example.org or .example.org")
         if self._globs.take(entry):
             return
-        (self._below if entry.startswith(".") else self._exact).add(fold_domain(entry.removeprefix(".")))
+        (self._below if entry.startswith(".") else self._exact).add(ascii_domain(entry.removeprefix(".")))
 
     def seal(self) -> None:
         """Compile the globs."""
@@ -121,7 +122,7 @@ class DomainList(TypedList):
 
     def holds(self, value: str, forms: tuple[str, ...]) -> bool:  # noqa: ARG002 - of use to addresses only
         """Return whether the list holds the domain or, with a leading dot, one above it."""
-        domain = fold_domain(value)
+        domain = ascii_domain(value)
         return (
             domain in self._exact
             or (bool(self._below) and not self._below.isdisjoint(domain_levels(domain)))
@@ -142,7 +143,7 @@ class AddressList(DomainList):
         if at and "*" not in entry and "?" not in entry:
             if not local or not domain:
                 raise ValueError(f"found {entry!r}, expected an address such as bob@example.org or a domain")
-            form = f"{fold(local)}@{fold_domain(domain)}"
+            form = f"{fold(local)}@{ascii_domain(domain)}"
             self._addresses.setdefault(form, form if form == entry else entry)  # one text in memory, where it will do
         elif at:
             self._globs.take(entry)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from milterapp.mail.domains import ascii_domain
 from milterapp.mail.envelope import split_detail
-from milterapp.rules.folding import address_forms, domain_levels, fold, fold_domain, plain
+from milterapp.rules.folding import address_forms, domain_levels, fold, plain
 from milterapp.rules.lists import TypedList, network_of
 from milterapp.rules.long_text import LONG, RawText, encoded
 from milterapp.rules.patterns import PatternSet, escape
@@ -143,11 +144,11 @@ class DomainMatcher(Matcher):
 
     def fold(self, literal: str) -> str:
         """Return a domain as it compares; the leading dot stays."""
-        return "." + fold_domain(literal[1:]) if literal.startswith(".") else fold_domain(literal)
+        return "." + ascii_domain(literal[1:]) if literal.startswith(".") else ascii_domain(literal)
 
     def forms(self, value: str, delimiter: str) -> tuple[str, ...]:  # noqa: ARG002 - of use to addresses only
         """Return the domain as it compares."""
-        return (fold_domain(value),)
+        return (ascii_domain(value),)
 
     def same(self, forms: tuple[str, ...], hits: set[int]) -> None:
         """Add the tests that name the domain or, with a leading dot, one at or above it."""

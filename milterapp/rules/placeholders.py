@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from milterapp.mail.address import Address
+from milterapp.mail.domains import ascii_domain
 from milterapp.mail.envelope import Stage, split_address, split_detail
 from milterapp.rules.facts import Facts
-from milterapp.rules.folding import fold_domain
 from milterapp.rules.problem import near_miss
 
 __all__ = ["VALUES", "Template", "Value", "one_line", "parse_template", "read_value"]
@@ -77,7 +77,7 @@ def _address(one: Address, part: str, delimiter: str) -> str | None:
         "localpart": one.local,
         "user": user,
         "detail": detail,
-        "domain": fold_domain(one.domain),
+        "domain": ascii_domain(one.domain),
         "name": one.display,
     }[part]
     return found or None

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from milterapp.mail.domains import ascii_domain
 from milterapp.rules.decode import MISSING, Decoder, Missing
-from milterapp.rules.folding import fold_domain
 from milterapp.rules.lists import NamedList, network_of
 from milterapp.rules.looseness import loose
 from milterapp.rules.matcher import LIST_KINDS
@@ -358,7 +358,7 @@ def _check(word: str, value: str, kind: str, decoder: RuleDecoder) -> None:
             domain = f", did you mean {{domain: {value}}}?" if "." in value else ""
             raise ValueError(f"{value!r} is no address, expected one such as bob@example.org{hint or domain}")
     elif word == "is" and kind == "domain" and "@" in value:
-        raise ValueError(f"{value!r} is an address, expected a domain such as {fold_domain(value.rpartition('@')[2])}")
+        raise ValueError(f"{value!r} is an address, expected a domain such as {ascii_domain(value.rpartition('@')[2])}")
 
 
 def _in_hint(value: str, decoder: RuleDecoder) -> str:

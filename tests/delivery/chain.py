@@ -234,17 +234,11 @@ class Chain:
 
     def asleep(self, count: int = 1) -> None:
         """Wait until so many agents are in the middle of their SLOW or HANG."""
-        until = time.monotonic() + 20
-        while sum("nanosleep" in _waits_in(pid) for pid in self.children()) < count:
-            assert time.monotonic() < until, f"fewer than {count} agents at work"
-            time.sleep(0.01)
+        wait_until(lambda: sum("nanosleep" in _waits_in(pid) for pid in self.children()) >= count, "agents at work")
 
     def answerless(self, client: subprocess.Popen[bytes]) -> None:
         """Wait until a client has sent its message and waits for the answer."""
-        until = time.monotonic() + 20
-        while "skb" not in _waits_in(client.pid):
-            assert time.monotonic() < until, "the client does not wait"
-            time.sleep(0.01)
+        wait_until(lambda: "skb" in _waits_in(client.pid), "the client to wait")
 
     def close(self) -> None:
         """Stop everything, and leave nothing."""
@@ -265,6 +259,14 @@ class Chain:
             alive = [pid for pid in left if os.path.exists(f"/proc/{pid}") and not wait_gone(pid)]
             shutil.rmtree(self.folder)
         assert not alive, f"left running: {alive}"
+
+
+def wait_until(done: Callable[[], object], what: str) -> None:
+    """Wait until something is so; fail where it is not in time."""
+    until = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < until, f"waited 20 s for {what}"
+        time.sleep(0.01)
 
 
 def _waits_in(pid: int) -> str:

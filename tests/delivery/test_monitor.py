@@ -15,7 +15,7 @@ import pytest
 
 from milterapp.delivery import monitor, sealed, wire, zygote
 from milterapp.delivery.requests import ANSWER
-from tests.delivery.chain import LMTP, MESSAGE, MONITOR, PIPE, STRANGER, Chain, Submit, wait_gone
+from tests.delivery.chain import LMTP, MESSAGE, MONITOR, PIPE, STRANGER, Chain, Submit, wait_gone, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -215,9 +215,7 @@ def test_a_submit_that_ends_is_waited_for_no_longer(chain: Chain) -> None:
     """What it was asked to keep is deferred at once, not at the deadline, and the next message goes on."""
     chain.submit.deaf = True
     asked = chain.begin(queue_id="KEEP")
-    until = time.monotonic() + 20
-    while not chain.submit.kept and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: chain.submit.kept, "something to keep")
     chain.submit.stop()
     path = f"{chain.folder}/submit/socket"
     os.unlink(path)
@@ -289,9 +287,7 @@ def test_a_line_to_submit_ends_with_its_agent(chain: Chain) -> None:
     """Where an agent is killed at its deadline submit sees the end of its line; until then it has one."""
     chain.submit.deaf = True
     asked = chain.begin(queue_id="HOARD")
-    until = time.monotonic() + 20
-    while not chain.submit.requests and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: chain.submit.requests, "a request")
     assert chain.submit.lines[0].is_alive()
     assert chain.end(asked) == (75, b"4.3.0 the delivery took too long\n")
     assert lines_end(chain)
@@ -301,9 +297,7 @@ def test_an_agent_waits_for_a_submit_that_ends_no_longer(chain: Chain) -> None:
     """What it asks over its line ends with submit, though the monitor has that line as well."""
     chain.submit.deaf = True
     asked = chain.begin(queue_id="ASK")
-    until = time.monotonic() + 20
-    while not chain.submit.requests and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: chain.submit.requests, "a request")
     chain.submit.stop()
     status, output = chain.end(asked)
     assert (status, b"too long" in output) == (75, False)
