@@ -234,11 +234,11 @@ class Chain:
 
     def asleep(self, count: int = 1) -> None:
         """Wait until so many agents are in the middle of their SLOW or HANG."""
-        wait_until(lambda: sum("nanosleep" in _waits_in(pid) for pid in self.children()) >= count, "agents at work")
+        wait_until(lambda: sum("nanosleep" in waits_in(pid) for pid in self.children()) >= count, "agents at work")
 
     def answerless(self, client: subprocess.Popen[bytes]) -> None:
         """Wait until a client has sent its message and waits for the answer."""
-        wait_until(lambda: "skb" in _waits_in(client.pid), "the client to wait")
+        wait_until(lambda: "skb" in waits_in(client.pid), "the client to wait")
 
     def close(self) -> None:
         """Stop everything, and leave nothing."""
@@ -269,7 +269,7 @@ def wait_until(done: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def _waits_in(pid: int) -> str:
+def waits_in(pid: int) -> str:
     """Return the kernel's function that a process waits in (proc(5)), or nothing."""
     try:
         return Path(f"/proc/{pid}/wchan").read_text()

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milterapp.delivery import client, kinds, linux, pipe, syscalls, wire
+from tests.delivery.chain import wait_until, waits_in
 from tests.delivery.clients import PYTHON_CLIENT, SOURCE, Command, Peer, build, feed
 from tests.delivery.inside import inside
 
@@ -178,6 +179,7 @@ def test_a_signal_defers(program: Command, peer: Peer, number: signal.Signals) -
         with connection:
             assert datagram is not None
             datagram.close()
+            wait_until(lambda: "skb" in waits_in(process.pid), "the client to wait")
             process.send_signal(number)
             assert process.stdout is not None
             assert (process.stdout.read(), process.wait(20)) == (b"4.3.0 milterapp-pipe: stopped\n", 75)

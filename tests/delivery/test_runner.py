@@ -69,7 +69,7 @@ class Runner:
             try:
                 if descriptor >= 0:
                     os.dup2(descriptor, 3)
-                os.closerange(4, 1024)
+                os.closerange(4 if descriptor >= 0 else 3, 1024)  # also another's connection, whatever its number
                 os.setsid()
                 if self._hidden:
                     _hide()
