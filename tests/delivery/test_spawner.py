@@ -90,6 +90,18 @@ class Running:
         """Return its children and theirs."""
         return below(self.process.pid)
 
+    def job(self) -> list[int]:
+        """Wait for a child that has a script process; return both. Who only came to see whether it listens has none."""
+        found: list[list[int]] = []
+
+        def under_way() -> bool:
+            found[:] = [[child, *below(child)] for child in self.family()]
+            found[:] = [one for one in found if len(one) == 2]
+            return bool(found)
+
+        self.wait(under_way, "a child and its script process")
+        return found[0]
+
     def stop(self) -> int:
         """End it as an init system does; return its exit code."""
         self.process.terminate()
@@ -339,8 +351,7 @@ def test_a_child_that_does_not_end_is_killed(spawner: Running) -> None:
     answers: list[object] = []
     asking = threading.Thread(target=lambda: answers.append(spawner.ask(ENDLESS)))
     asking.start()
-    spawner.wait(lambda: len(spawner.family()) == 2, "a child and its script process")
-    family = spawner.family()
+    family = spawner.job()
     os.kill(family[0], signal.SIGSTOP)
     asking.join(SECONDS + SLACK)
     assert isinstance(answers[0], Failed)
@@ -356,8 +367,7 @@ def test_nobody_outlives_it(spawner: Running, number: int) -> None:
     answers: list[object] = []
     asking = threading.Thread(target=lambda: answers.append(spawner.ask(ENDLESS)))
     asking.start()
-    spawner.wait(lambda: len(spawner.family()) == 2, "a child and its script process")
-    family = spawner.family()
+    family = spawner.job()
     os.kill(spawner.process.pid, number)
     assert spawner.process.wait(10) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     asking.join(SLACK)
