@@ -17,6 +17,9 @@ from milterapp.settings import DeliverySettings, Settings
 
 __all__ = ["command", "examined", "faults"]
 
+# e_machine of elf(5): what one kernel can run both of, 386 and x86-64, Arm and AArch64
+_ALIKE = (frozenset({3, 62}), frozenset({40, 183}))
+
 
 def command(settings: Settings, *, virtual: bool = False) -> tuple[str, ...]:
     """Return what argv= of the pipe service begins with: the compiled client where the site has one, else Python's."""
@@ -63,6 +66,8 @@ def _compiled(path: str) -> Iterator[str]:
         yield f"{path} is no file that every account may execute"
     elif closed := _closed(place, read=False):
         yield f"{path}: other accounts cannot execute it ({closed})"
+    elif foreign := _foreign(place):
+        yield f"{path} {foreign}: compile it here, with packaging/client"
     if found.st_mode & (stat.S_ISUID | stat.S_ISGID):
         yield f"{path} is setuid or setgid, which the client must not be"
     if found.st_uid != 0 or found.st_mode & 0o022:
@@ -71,6 +76,35 @@ def _compiled(path: str) -> Iterator[str]:
         around = folder.stat()
         if around.st_uid != 0 or (around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX):
             yield f"{path}: others than root may put another in its place ({folder})"
+
+
+def _foreign(place: Path) -> str:
+    """Return why this machine cannot start a program, by its head (elf(5)); "" where it can, or nobody may look."""
+    try:
+        theirs, ours = _head(place), _head(Path("/proc/self/exe"))
+    except OSError:  # executed by all, read by root alone, and we are not root
+        return ""
+    if theirs.startswith(b"#!"):
+        return ""
+    wanted, found = _machine(theirs), _machine(ours)
+    if wanted is None:
+        return "is no program"
+    if wanted == found or any({wanted, found} <= alike for alike in _ALIKE):
+        return ""
+    return f"is compiled for another kind of machine (ELF {wanted}, this one is {found})"
+
+
+def _head(program: Path) -> bytes:
+    """Raises OSError."""
+    with program.open("rb") as file:
+        return file.read(20)
+
+
+def _machine(head: bytes) -> int | None:
+    """Return e_machine of an ELF file, None of another."""
+    if len(head) < 20 or not head.startswith(b"\x7fELF"):
+        return None
+    return int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
 
 
 def _closed(path: Path, *, read: bool = True) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -58,12 +60,28 @@ def everything(program: Path) -> None:
     program.parent.chmod(0o777)
 
 
+def elf(machine: int, order: Literal["little", "big"] = "little") -> bytes:
+    """Return the head of a program that is compiled for a machine of that number, as elf(5) has it."""
+    return b"\x7fELF\x02" + (b"\x01" if order == "little" else b"\x02") + bytes(12) + machine.to_bytes(2, order)
+
+
+SPARC = 43
+OURS = int.from_bytes(Path("/proc/self/exe").read_bytes()[18:20], sys.byteorder)
+FOREIGN = f"{{}} is compiled for another kind of machine (ELF {SPARC}, this one is {OURS}): compile it here, with "
+
+
 CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "fit": (fit, ()),
     "a link to one that is fit": (a_link, ()),
     "absent": (absent, ("{}: No such file or directory: make it with packaging/client",)),
     "a folder": (a_folder, ("{} is no file that every account may execute",)),
     "not executable": (lambda one: one.chmod(0o744), ("{} is no file that every account may execute",)),
+    "compiled for this machine": (lambda one: one.write_bytes(elf(OURS)), ()),
+    "compiled for another machine": (lambda one: one.write_bytes(elf(SPARC, "big")), (FOREIGN + "packaging/client",)),
+    "no program": (
+        lambda one: one.write_bytes(b"\x7fELF"), ("{} is no program: compile it here, with packaging/client",),
+    ),
+    "empty": (lambda one: one.write_bytes(b""), ("{} is no program: compile it here, with packaging/client",)),
     "setuid": (lambda one: one.chmod(0o4755), ("{} is setuid or setgid, which the client must not be",)),
     "its group's": (lambda one: one.chmod(0o775), ("{} can be changed by others than root",)),
     "everybody's": (lambda one: one.chmod(0o757), ("{} can be changed by others than root",)),
