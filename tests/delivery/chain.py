@@ -233,7 +233,7 @@ class Chain:
         return descendants(self.monitor.pid)
 
     def asleep(self, count: int = 1) -> None:
-        """Wait until so many agents are in the middle of their SLOW or HANG."""
+        """Wait until so many agents are in the middle of their HANG."""
         wait_until(lambda: sum("nanosleep" in waits_in(pid) for pid in self.children()) >= count, "agents at work")
 
     def answerless(self, client: subprocess.Popen[bytes]) -> None:
@@ -277,10 +277,12 @@ def waits_in(pid: int) -> str:
         return ""
 
 
-def wait_gone(pid: int, seconds: float = 10.0) -> bool:
+def wait_gone(pid: int, seconds: float = 20.0) -> bool:
     """Return whether a process ends in time."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    late = False
+    while not late:
+        late = time.monotonic() >= until  # before the look, so that it is looked at least once
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return True

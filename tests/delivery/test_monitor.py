@@ -22,8 +22,18 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def chain() -> Iterator[Chain]:
-    """Run a monitor with short deadlines and two agents at most."""
-    chain = Chain(deadline=2.0, wait=3.0, agents=2, idle=30.0)
+    """Run a monitor with two agents at most, and with time enough on a busy machine."""
+    chain = Chain(deadline=30.0, wait=20.0, agents=2, idle=30.0)
+    try:
+        yield chain
+    finally:
+        chain.close()
+
+
+@pytest.fixture
+def hasty() -> Iterator[Chain]:
+    """Run the same with a short deadline, for what is to reach it."""
+    chain = Chain(deadline=4.0, wait=20.0, agents=2, idle=30.0)
     try:
         yield chain
     finally:
@@ -71,12 +81,12 @@ def test_a_warm_agent_stays_for_its_time() -> None:
         pytest.param("die@x", "A", (75, b"4.3.0 the resolver ended"), id="a recipient that kills the resolver"),
     ],
 )
-def test_every_fault_is_a_deferral(chain: Chain, recipient: str, queue_id: str, want: tuple[int, bytes]) -> None:
+def test_every_fault_is_a_deferral(hasty: Chain, recipient: str, queue_id: str, want: tuple[int, bytes]) -> None:
     """Whatever an agent or the resolver does, pipe(8) is told to try again, and the next message arrives."""
-    status, output = chain.deliver(recipient, queue_id)
+    status, output = hasty.deliver(recipient, queue_id)
     assert (status, output[: len(want[1])]) == want
     assert output.count(b"\n") == 1
-    assert chain.deliver(queue_id="NEXT") == (0, b"")
+    assert hasty.deliver(queue_id="NEXT") == (0, b"")
 
 
 def test_another_agent_takes_what_one_gives_back(chain: Chain) -> None:
@@ -143,21 +153,30 @@ def test_a_hand_back_that_submit_refuses_is_deferred(chain: Chain) -> None:
     assert chain.deliver("nosuch@x") == (75, b"4.3.0 552 too large\n")
 
 
-def test_without_submit_everything_waits_and_is_deferred(chain: Chain) -> None:
+def test_without_submit_everything_waits_and_is_deferred() -> None:
     """No submit is a deferral after the wait, with its name."""
+    chain = Chain(wait=2.0)
+    try:
+        chain.submit.stop()
+        status, output = chain.deliver()
+        assert (status, output[:40]) == (75, b"4.3.0 milterapp submit does not answer: ")
+    finally:
+        chain.close()
+
+
+def anew(chain: Chain) -> None:
+    """End submit, and start another in its place."""
     chain.submit.stop()
-    status, output = chain.deliver()
-    assert (status, output[:40]) == (75, b"4.3.0 milterapp submit does not answer: ")
+    path = f"{chain.folder}/submit/socket"
+    os.unlink(path)
+    chain.submit = Submit(path)
 
 
 def test_a_submit_that_was_started_anew_has_the_next_message(chain: Chain) -> None:
     """The one connection to submit is kept from message to message, and made anew where it has ended."""
     assert [chain.deliver(queue_id=one) for one in ("KEEP", "ASK", "ASK")] == [(0, b"")] * 3
     assert len(chain.submit.connections) == 1
-    chain.submit.stop()
-    path = f"{chain.folder}/submit/socket"
-    os.unlink(path)
-    chain.submit = Submit(path)
+    anew(chain)
     assert [chain.deliver(queue_id=one) for one in ("ASK", "KEEP", "ASK")] == [(0, b"")] * 3
     assert (len(chain.submit.connections), len(chain.submit.requests), len(chain.submit.kept)) == (1, 2, 1)
 
@@ -216,31 +235,36 @@ def test_a_submit_that_ends_is_waited_for_no_longer(chain: Chain) -> None:
     chain.submit.deaf = True
     asked = chain.begin(queue_id="KEEP")
     wait_until(lambda: chain.submit.kept, "something to keep")
-    chain.submit.stop()
-    path = f"{chain.folder}/submit/socket"
-    os.unlink(path)
-    chain.submit = Submit(path)
+    anew(chain)
     assert chain.end(asked) == (75, b"4.3.0 milterapp submit gave up\n")
     assert chain.deliver(queue_id="KEEP") == (0, b"")
 
 
-def test_a_submit_that_says_nothing_is_given_the_rest_of_the_deadline(chain: Chain) -> None:
+def test_a_submit_that_says_nothing_is_given_the_rest_of_the_deadline(hasty: Chain) -> None:
     """A hand-back ends with the deadline of its delivery; that agent has long had the next message."""
-    chain.submit.deaf = True
+    hasty.submit.deaf = True
     begun = time.monotonic()
-    asked = chain.begin(queue_id="KEEP")
-    chain.wait("started", child="zygote")
-    assert chain.deliver(queue_id="A") == (0, b"")
-    assert chain.end(asked) == (75, b"4.3.0 milterapp submit did not answer in time\n")
+    asked = hasty.begin(queue_id="KEEP")
+    hasty.wait("started", child="zygote")
+    assert hasty.deliver(queue_id="A") == (0, b"")
+    assert hasty.end(asked) == (75, b"4.3.0 milterapp submit did not answer in time\n")
     assert time.monotonic() - begun < 20
 
 
 def test_hand_backs_take_turns(chain: Chain) -> None:
     """Of three messages that submit is slow with it is asked for as many at once as there may be agents."""
     chain.submit.deaf = True
-    clients = [chain.begin(f"u{uid}@x", "KEEP") for uid in range(20001, 20004)]
-    assert [chain.end(client)[0] for client in clients] == [75] * 3
+    clients = []
+    for count in (1, 2):
+        clients.append(chain.begin(f"u2000{count}@x", "KEEP"))
+        wait_until(lambda count=count: len(chain.submit.kept) == count, "something to keep")  # type: ignore[misc]
+    clients.append(chain.begin("u20003@x", "KEEP"))
+    chain.answerless(clients[-1])
+    assert chain.deliver("u20003@x", "A") == (0, b"")  # that agent's next: what came before is decided
     assert len(chain.submit.kept) == 2
+    anew(chain)
+    assert [chain.end(client)[0] for client in clients] == [75, 75, 0]
+    assert [user for _, user, _ in chain.submit.kept] == ["u20003"]
 
 
 def test_a_slow_mailbox_leaves_room_for_others() -> None:
@@ -248,14 +272,14 @@ def test_a_slow_mailbox_leaves_room_for_others() -> None:
 
     Another user's mail goes on meanwhile.
     """
-    chain = Chain(agents=4, wait=2.0, deadline=6.0)
+    chain = Chain(agents=4, wait=4.0, deadline=12.0)
     try:
         chain.submit.deaf_to = "u20001"
         begun = time.monotonic()
         clients = [chain.begin("u20001@x", "KEEP") for _ in range(4)]
         assert chain.deliver("u20002@x", "KEEP") == (0, b"")
         waited = chain.wait("delivery", 2, user="u20001")
-        assert (waited["text"], time.monotonic() - begun < 6) == ("too many deliveries at once", True)
+        assert (waited["text"], time.monotonic() - begun < 12) == ("too many deliveries at once", True)
         assert chain.deliver("u20002@x", "KEEP") == (0, b"")
         assert [user for _, user, _ in chain.submit.kept].count("u20001") == 2
         assert [chain.end(client)[0] for client in clients] == [75] * 4
@@ -283,14 +307,14 @@ def test_a_line_to_submit_ends_with_its_job(chain: Chain) -> None:
     assert [kind for kind, *_ in chain.submit.requests] == ["KEEP"] * 4
 
 
-def test_a_line_to_submit_ends_with_its_agent(chain: Chain) -> None:
+def test_a_line_to_submit_ends_with_its_agent(hasty: Chain) -> None:
     """Where an agent is killed at its deadline submit sees the end of its line; until then it has one."""
-    chain.submit.deaf = True
-    asked = chain.begin(queue_id="HOARD")
-    wait_until(lambda: chain.submit.requests, "a request")
-    assert chain.submit.lines[0].is_alive()
-    assert chain.end(asked) == (75, b"4.3.0 the delivery took too long\n")
-    assert lines_end(chain)
+    hasty.submit.deaf = True
+    asked = hasty.begin(queue_id="HOARD")
+    wait_until(lambda: hasty.submit.requests, "a request")
+    assert hasty.submit.lines[0].is_alive()
+    assert hasty.end(asked) == (75, b"4.3.0 the delivery took too long\n")
+    assert lines_end(hasty)
 
 
 def test_an_agent_waits_for_a_submit_that_ends_no_longer(chain: Chain) -> None:
@@ -306,7 +330,7 @@ def test_an_agent_waits_for_a_submit_that_ends_no_longer(chain: Chain) -> None:
 @pytest.fixture
 def keeper() -> Iterator[Chain]:
     """The same monitor where mail is kept in the Maildir."""
-    chain = Chain(deadline=2.0, wait=3.0, agents=2, idle=30.0, keep="maildir")
+    chain = Chain(deadline=30.0, wait=20.0, agents=2, idle=30.0, keep="maildir")
     try:
         yield chain
     finally:
@@ -357,21 +381,22 @@ def test_more_users_than_agents_take_turns(chain: Chain) -> None:
     assert [chain.end(client) for client in clients] == [(0, b"")] * 5
 
 
-def test_a_deadline_frees_the_place_for_who_waits(chain: Chain) -> None:
+def test_a_deadline_frees_the_place_for_who_waits(hasty: Chain) -> None:
     """Where all agents hang, the next delivery waits for their deadline and is not deferred with them."""
-    busy = [chain.begin(f"u{uid}@x", "HANG") for uid in (20001, 20002)]
-    chain.asleep(2)
-    assert chain.deliver("u20003@x", "A") == (0, b"")
-    assert [chain.end(client)[0] for client in busy] == [75, 75]
+    busy = [hasty.begin(f"u{uid}@x", "HANG") for uid in (20001, 20002)]
+    hasty.asleep(2)
+    assert hasty.deliver("u20003@x", "A") == (0, b"")
+    assert [hasty.end(client)[0] for client in busy] == [75, 75]
 
 
 def test_who_waits_too_long_for_an_agent_is_deferred() -> None:
     """Where no agent is free in time, the delivery is deferred; what has one goes on."""
-    chain = Chain(deadline=20.0, wait=0.5, agents=1)
+    chain = Chain(deadline=60.0, wait=0.5, agents=1)
     try:
-        busy = chain.begin("u20001@x", "SLOW")
-        chain.asleep()
+        busy = chain.begin("u20001@x", "STOP")
+        (agent,) = stopped(chain)
         assert chain.deliver("u20003@x", "A") == (75, b"4.3.0 too many deliveries at once\n")
+        os.kill(agent, signal.SIGCONT)
         assert chain.end(busy) == (0, b"")
     finally:
         chain.close()
@@ -432,12 +457,13 @@ def test_a_second_datagram_does_not_end_what_has_begun(chain: Chain) -> None:
     """Noise after the message costs its sender the answer, not the user the delivery."""
     fd = sealed.seal([MESSAGE])
     with chain.connect() as connection:
-        socket.send_fds(connection, [datagram(queue_id=b"SLOW")], [fd])
-        chain.asleep()
+        socket.send_fds(connection, [datagram(queue_id=b"STOP")], [fd])
+        (agent,) = stopped(chain)
         socket.send_fds(connection, [datagram()], [fd])
         assert connection.recv(100) == b""
     os.close(fd)
-    assert chain.wait("delivery", queue_id="SLOW")["status"] == "ok"
+    os.kill(agent, signal.SIGCONT)
+    assert chain.wait("delivery", queue_id="STOP")["status"] == "ok"
 
 
 @pytest.mark.parametrize(("uid", "stays"), [pytest.param(LMTP, True, id="door"), pytest.param(PIPE, False, id="pipe")])
@@ -463,10 +489,11 @@ def test_a_monitor_that_stops_waits_for_no_kept_connection(chain: Chain) -> None
     with chain.connect(LMTP) as connection:
         socket.send_fds(connection, [datagram()], [fd])
         assert wire.receive(connection, ANSWER) is not None
-        slow = chain.begin(queue_id="SLOW")
-        chain.asleep()
+        slow = chain.begin(queue_id="STOP")
+        (agent,) = stopped(chain)
         chain.monitor.terminate()
         assert connection.recv(100) == b""
+        os.kill(agent, signal.SIGCONT)
         assert chain.end(slow) == (0, b"")
         assert chain.monitor.wait(20) == 0
     os.close(fd)
@@ -478,32 +505,41 @@ def child(chain: Chain, name: str, count: int = 1) -> int:
     return pid
 
 
-def stopped(chain: Chain) -> int:
-    """Return the pid of the agent that has stopped itself, once it has."""
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        for pid in chain.children()[2:]:
-            if status_of(pid)["State"].startswith("T"):
-                return pid
-        time.sleep(0.01)
-    raise AssertionError("no agent stopped")
+def stopped(chain: Chain, count: int = 1) -> list[int]:
+    """Return the pids of the agents that have stopped themselves, once so many have."""
+    found: list[int] = []
+
+    def enough() -> bool:
+        found[:] = [pid for pid in chain.children() if state_of(pid) == "T"]
+        return len(found) == count
+
+    wait_until(enough, "agents that stopped")
+    return found
 
 
-def test_a_zygote_that_dies_at_a_spawn_leaves_nobody(chain: Chain) -> None:
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state, or nothing."""
+    try:
+        return status_of(pid)["State"][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def test_a_zygote_that_dies_at_a_spawn_leaves_nobody(hasty: Chain) -> None:
     """Whenever the zygote dies, also between the fork and the word of it, no agent is left and nothing is lost."""
     for count in range(1, 6):
-        client = chain.begin(queue_id="STOP")
-        zygote = child(chain, "zygote", count)
-        while len(chain.children()) < 3 and client.poll() is None:
+        client = hasty.begin(queue_id="STOP")
+        zygote = child(hasty, "zygote", count)
+        while len(hasty.children()) < 3 and client.poll() is None:
             pass  # as near to the fork as can be
         os.kill(zygote, signal.SIGKILL)
-        assert chain.end(client)[0] == 75
-        child(chain, "zygote", count + 1)
-    assert chain.deliver(queue_id="NEXT") == (0, b"")
+        assert hasty.end(client)[0] == 75
+        child(hasty, "zygote", count + 1)
+    assert hasty.deliver(queue_id="NEXT") == (0, b"")
     until = time.monotonic() + 10
-    while len(chain.children()) > 3 and time.monotonic() < until:
+    while len(hasty.children()) > 3 and time.monotonic() < until:
         time.sleep(0.01)
-    assert len(chain.children()) == 3
+    assert len(hasty.children()) == 3
 
 
 @pytest.mark.parametrize("name", ["zygote", "resolver"])
@@ -518,7 +554,7 @@ def test_a_child_that_dies_is_started_again(chain: Chain, name: str) -> None:
 def test_a_zygote_that_dies_defers_what_is_under_way(chain: Chain) -> None:
     """Its agents are lost with it: their deliveries are deferred, and they do not go on for ever."""
     client = chain.begin(queue_id="STOP")
-    zygote, agent = child(chain, "zygote"), stopped(chain)
+    zygote, (agent,) = child(chain, "zygote"), stopped(chain)
     os.kill(zygote, signal.SIGKILL)
     assert chain.end(client) == (75, b"4.3.0 the zygote ended\n")
     assert wait_gone(agent)
@@ -528,7 +564,7 @@ def test_a_zygote_that_dies_defers_what_is_under_way(chain: Chain) -> None:
 def test_an_agent_whose_zygote_died_is_gone_before_the_next(chain: Chain) -> None:
     """What still works for a user when its zygote dies has ended before another agent works for the same user."""
     client = chain.begin(queue_id="STOP")
-    zygote, agent = child(chain, "zygote"), stopped(chain)
+    zygote, (agent,) = child(chain, "zygote"), stopped(chain)
     os.kill(zygote, signal.SIGKILL)
     assert chain.end(client)[0] == 75
     assert chain.deliver() == (0, b"")
@@ -537,22 +573,26 @@ def test_an_agent_whose_zygote_died_is_gone_before_the_next(chain: Chain) -> Non
 
 def test_a_client_that_leaves_before_the_work_begins_is_forgotten(chain: Chain) -> None:
     """Nobody is delivered to on behalf of a client that is gone before an agent had its message."""
-    busy = [chain.begin(f"u{uid}@x", "SLOW") for uid in (20001, 20002)]
-    chain.asleep(2)
+    busy = [chain.begin(f"u{uid}@x", "STOP") for uid in (20001, 20002)]
+    agents = stopped(chain, 2)
     gone = chain.begin("u20003@x", "GONE")
     chain.answerless(gone)
     gone.kill()
-    assert [chain.end(client)[0] for client in busy] == [0, 0]
     assert chain.wait("dropped", queue_id="GONE")["error"] == "the client left"
+    for agent in agents:
+        os.kill(agent, signal.SIGCONT)
+    assert [chain.end(client)[0] for client in busy] == [0, 0]
     assert not [one for one in chain.log("delivery") if one["queue_id"] == "GONE"]
 
 
 def test_sigterm_lets_what_has_begun_end(chain: Chain) -> None:
     """The monitor answers what is under way before it goes, and leaves no process."""
-    client = chain.begin(queue_id="SLOW")
-    chain.asleep()
+    client = chain.begin(queue_id="STOP")
+    (agent,) = stopped(chain)
     below = chain.children()
     chain.monitor.terminate()
+    chain.wait("stopping")
+    os.kill(agent, signal.SIGCONT)
     assert chain.end(client) == (0, b"")
     assert chain.monitor.wait(20) == 0
     assert all(wait_gone(pid) for pid in below)
