@@ -24,6 +24,7 @@ from milterapp.delivery.lines import Lines
 from milterapp.delivery.lmtp_session import Answer
 from milterapp.delivery.tasks import alone
 from milterapp.settings import Settings
+from tests.delivery.chain import wait_until
 
 SERVICE = (sys.executable, "-I", "-m", "milterapp.delivery.lmtp")
 ANSWERS = {
@@ -87,7 +88,8 @@ class Monitor(threading.Thread):
 class World:
     """The door between a client and that monitor."""
 
-    def __init__(self, folder: Path, connections: int = 10) -> None:
+    def __init__(self, folder: Path, connections: int = 10, *, begin: bool = True) -> None:
+        """Listen; begin: and serve, which else begin() does."""
         self.monitor = Monitor(str(folder / "monitor"))
         self.address = str(folder / "lmtp")
         self._listeners = {
@@ -96,8 +98,13 @@ class World:
         }
         service = lmtp.Service(str(folder / "monitor"), Log("lmtp"), connections=connections)
         self.thread = threading.Thread(target=service.run, args=(self._listeners,))
-        self.thread.start()
         self.clients: list[Client] = []
+        if begin:
+            self.begin()
+
+    def begin(self) -> None:
+        """Serve whoever has connected, and whoever will."""
+        self.thread.start()
 
     def client(self, end: str = "") -> Client:
         """Return a new client, greeted; end: `-virtual` for one at that socket."""
@@ -343,8 +350,7 @@ def test_a_stop_answers_what_is_under_way(world: World) -> None:
     client, other = world.client(), world.client()
     client.say(OPENING + b"MAIL FROM:<a>\r\nRCPT TO:<ok@x.org>\r\nDATA\r\n", 5)
     client.socket.sendall(b"x: y\r\n.\r\n")
-    while not world.monitor.jobs:
-        threading.Event().wait(0.01)
+    wait_until(lambda: world.monitor.jobs, "the message to be handed over")
     world.stop()
     world.thread.join(0.2)  # with less it would only prove less
     assert world.thread.is_alive()
