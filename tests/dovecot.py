@@ -6,6 +6,7 @@ Must never: listen where the host's would, or outlive its test.
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -67,7 +68,7 @@ def serving(users: Iterable[str], more: str = "") -> Iterator[Path]:
     server = subprocess.Popen([DOVECOT, "-F", "-c", str(folder / "dovecot.conf")])
     try:
         until = time.monotonic() + 60
-        while not (folder / "lmtp").exists():
+        while not _listens(folder):
             assert server.poll() is None
             assert time.monotonic() < until, (folder / "log").read_text()
             time.sleep(0.05)
@@ -76,6 +77,18 @@ def serving(users: Iterable[str], more: str = "") -> Iterator[Path]:
         server.terminate()
         server.wait(20)
         shutil.rmtree(folder)
+
+
+def _listens(folder: Path) -> bool:
+    """Return whether it takes connections; a socket is there a moment before it does."""
+    addresses: tuple[tuple[int, str | tuple[str, int]], ...] = (
+        (socket.AF_UNIX, str(folder / "lmtp")), (socket.AF_INET, ("127.0.0.1", 24240)),
+    )  # fmt: skip
+    for family, address in addresses:
+        with socket.socket(family) as one:
+            if one.connect_ex(address) != 0:
+                return False
+    return True
 
 
 def doveadm(folder: Path, *words: str) -> str:
