@@ -88,6 +88,15 @@ def test_nothing_outside_it_changes() -> None:
     assert not Path("/tmp/outside-x").exists()
 
 
+@pytest.mark.parametrize(("given", "lowest"), [({}, 1000), ({"MILTERAPP_PEOPLE": "5000"}, 5000)], ids=["none", "some"])
+def test_the_peoples_uids_can_be_given(given: dict[str, str], lowest: int) -> None:
+    """Worlds side by side can have people of different uids, so that none uses up another's processes."""
+    around = {name: value for name, value in os.environ.items() if name != "MILTERAPP_PEOPLE"} | given
+    script = "for one in alice bob carol; do id -u $one; id -g $one; done"
+    ids = [int(one) for one in subprocess.check_output([WORLD, "sh", "-c", script], env=around).split()]
+    assert (len(ids), lowest <= min(ids), max(ids) < lowest + 1000) == (6, True, True)
+
+
 def test_accounts_made_again_change_nothing() -> None:
     """packaging/accounts says what it makes; where all is there already it says and changes nothing."""
     before = Path("/etc/passwd").read_bytes()
