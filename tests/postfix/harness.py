@@ -82,7 +82,7 @@ class Site(Host):
         # What is being delivered right now still ends as it began.
         self.wait(lambda: not self.pids("client"), "deliveries to end", 30)
         self._come_to_rest()
-        subprocess.run(["postsuper", "-d", "ALL"], check=True, capture_output=True)
+        self.run("postsuper", "-d", "ALL")
         for person in PEOPLE:
             account = pwd.getpwnam(person)
             home = Path(account.pw_dir)
@@ -101,34 +101,51 @@ class Site(Host):
                 answered.execute(f"DELETE FROM {table}")
         self.site_rules("")
         self.aliases({})
-        self._mark = MAILLOG.stat().st_size if MAILLOG.exists() else 0
+        self._logged()
+        self._mark = MAILLOG.stat().st_size
 
-    def _come_to_rest(self, patience: float = 5) -> None:
-        """Let what a test has left under way arrive or wait: deleted from the queue it would arrive in the next one.
+    def _come_to_rest(self, patience: float = 20) -> bool:
+        """Let what is under way arrive or wait, and hold what waits, so that it stays there; return whether all rests.
 
-        What is not at rest by then is part of some test: it stays where it is.
+        Deleted from the queue while it is under way, a message would arrive in the next test.
         """
         until, quiet = time.monotonic() + patience, 0
         while quiet < 3 and time.monotonic() < until:  # three times in a row, as in settle()
-            moves = any(one["queue_name"] not in ("deferred", "hold") for one in self.queue())
-            quiet = 0 if moves else quiet + 1
+            moving = [one["queue_name"] for one in self.queue() if one["queue_name"] != "hold"]
+            if "deferred" in moving:
+                self.run("postsuper", "-h", "ALL", "deferred")
+            quiet = 0 if moving else quiet + 1
+        return quiet >= 3
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep waiting mail from being tried meanwhile: it would find half of what a test changes in several steps."""
+        assert self._come_to_rest(), self.queue()
+        yield
+        self.run("postsuper", "-H", "ALL")
 
     def rules(self, user: str, text: str) -> None:
         """Give a user rules."""
         folder = Path(f"/home/{user}/.milterapp")
         folder.mkdir(mode=0o700, exist_ok=True)
-        file = folder / "rules.yaml"
-        file.write_text(text)
-        for path in (folder, file):
-            shutil.chown(path, user, user)
+        shutil.chown(folder, user, user)
+        self._give(user, folder / "rules.yaml", text)
 
     def script(self, user: str, name: str, text: str) -> None:
         """Give a user a script, by its path from the rules."""
         file = Path(f"/home/{user}/.milterapp") / name
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_text(text)
-        for path in (file, *file.parents[: name.count("/") + 1]):
+        for path in file.parents[: name.count("/") + 1]:
             shutil.chown(path, user, user)
+        self._give(user, file, text)
+
+    @staticmethod
+    def _give(user: str, file: Path, text: str) -> None:
+        """Put a user's file in its place whole: mail that waits is tried, and it is read, at any moment."""
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(text)
+        shutil.chown(new, user, user)
+        new.rename(file)
 
     def forward_file(self, user: str, text: str) -> None:
         """Give a user a ~/.forward."""
@@ -225,8 +242,11 @@ class Site(Host):
         if any(one["queue_name"] == "incoming" for one in self.queue()):
             subprocess.run(["postkick", "public", "qmgr", "IA"], check=False)  # its SIGPIPE: qmgr(8) closed first
 
-    def settle(self, deadline: float = 60) -> None:
-        """Wait until the queue is empty and the log says so: everything that was sent has ended somewhere."""
+    def settle(self, deadline: float = 60, *, but: Collection[str] = ()) -> None:
+        """Wait until the queue is empty and the log says so: everything that was sent has ended somewhere.
+
+        but: the queue ids of what stays in the queue.
+        """
         next_flush = time.monotonic() + 0.3
         quiet = 0
         told: float | None = None
@@ -234,7 +254,7 @@ class Site(Host):
         def empty() -> bool:
             nonlocal next_flush, quiet, told
             self.revive()
-            queued = self.queue()
+            queued = [one for one in self.queue() if one["queue_id"] not in but]
             if queued and time.monotonic() > next_flush:
                 self.flush()
                 next_flush = time.monotonic() + 0.3
