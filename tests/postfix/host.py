@@ -64,6 +64,8 @@ _MAIN = {
     "maximal_backoff_time": "2s",
     "smtpd_error_sleep_time": "0",
     "in_flow_delay": "0",
+    # master(8) waits a minute before it replaces a server that was killed at its first message.
+    "service_throttle_time": "1s",
 }
 
 
@@ -121,7 +123,7 @@ class Host:
     def start_service(self, name: str) -> None:
         """Start `milterapp NAME` and wait until it takes connections."""
         self._services[name] = units.Unit(name) if units.ASKED in os.environ else self._start(name)
-        self.wait(lambda: self.answers(name), f"milterapp {name} to take connections", 20)
+        self.wait(lambda: self.answers(name), f"milterapp {name} to take connections", 60)
 
     @staticmethod
     def _start(name: str) -> subprocess.Popen[bytes]:

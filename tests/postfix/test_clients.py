@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.delivery.chain import waits_in
 from tests.delivery.clients import build
 from tests.postfix import processes
 from tests.postfix.harness import Site, message
@@ -117,6 +118,12 @@ def test_a_client_that_dies_while_it_waits_costs_nothing(site: Site, number: sig
     assert subjects(site.inbox("bob")) == {"under way": 1}
 
 
+def idle(site: Site) -> bool:
+    """Tell whether each pipe(8) waits for a message, and master(8) knows: it has heard all that they said before."""
+    waiting = [waits_in(pid) for pid in [*site.pids("pipe"), *site.pids("master")]]
+    return all("poll" in one or "lock" in one for one in waiting)
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("write", [5, 60, 200])
 def test_a_message_that_pipe_did_not_finish_is_delivered_whole_by_the_next(site: Site, write: int) -> None:
@@ -125,6 +132,7 @@ def test_a_message_that_pipe_did_not_finish_is_delivered_whole_by_the_next(site:
     site.settle()
     body = "".join(f"{number:060d}\n" for number in range(30_000))
     fault = Fault(Call("write", write), "KILL")
+    site.wait(lambda: idle(site), "pipe(8) to be idle: else another one begins", 30)
     traced = [attach(pid, *fault.options) for pid in site.pids("pipe")]
     assert traced
     try:

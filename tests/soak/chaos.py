@@ -57,7 +57,6 @@ PLACES = {
 SETTINGS = {
     "local_delivery_status_filter": r"regexp:{ { /^5\.2\.2 (.*)/ 4.2.2 $$1 } }",  # local(8) bounces for a used-up quota
     "home_mailbox": "Maildir/",  # local(8), killed in the middle of an mbox, leaves a part there
-    "service_throttle_time": "1s",
     "transport_retry_time": "1s",
     "ipc_timeout": "60s",
 }
