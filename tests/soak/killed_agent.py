@@ -22,6 +22,7 @@ MESSAGE = (
     b"Message-ID: <one@example.org>\n\nhi\n"
 )
 MARKED = b"X-Mark: seen\n"
+NOTICE = b"\nSubject: Your mail rules cannot be used\n"  # what a file that could not be read may bring, once
 _TRIES = 3  # after the first; one is enough, more would be a finding
 
 FILE_AND_FORWARD = """\
@@ -147,8 +148,9 @@ class AgentCase:
         """Return what is wrong with what can be seen. done: the answer was given, so all of it must be there."""
         findings = []
         for folder in self.folders:
-            mail = person.mail(folder)
-            findings += ["doubled"] if len(mail) > 1 else []
+            found = person.mail(folder)
+            mail = [one for one in found if NOTICE not in one]
+            findings += ["doubled"] if len(mail) > 1 or len(found) - len(mail) > 1 else []
             findings += ["lost"] if done and not mail else []
             body = MESSAGE.partition(b"\n\n")[2]
             if any(
