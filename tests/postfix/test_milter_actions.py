@@ -111,7 +111,9 @@ def test_hold_says_why(ruled: Site, over: str) -> None:
     submit(ruled, over, message("odd one"), [ALICE])
     submit(ruled, over, message("look here"), [ALICE])
     ruled.wait(lambda: [one["queue_name"] for one in ruled.queue()] == ["hold", "hold"], "both to be held", 60)
-    assert "milter-hold: END-OF-MESSAGE" in "\n".join(ruled.log())
+    # They are in the queue before postlogd(8) has written it.
+    wanted = [f" {one['queue_id']}: milter-hold: END-OF-MESSAGE" for one in ruled.queue()]
+    ruled.wait(lambda: all(one in "\n".join(ruled.log()) for one in wanted), "the log to say so of both", 30)
     events = [line for line in ruled.service_log("milter").splitlines() if "verdict=hold" in line][-2:]
     assert all(str(one["queue_id"]) in "".join(events) for one in ruled.queue())
     assert sorted(line.partition(" hold=")[2].partition(" ms=")[0] for line in events) == [  # pickup(8) has its order

@@ -111,6 +111,11 @@ def test_a_script_that_fails(site: Site) -> None:
     application(site, NEWS.replace("mail.from_[0].name", "mail.from_[7].name"))
     queue_id = send(site, "bob+join@example.org")
     assert "IndexError" in site.deferred(queue_id, times=2).text
+    # The notice is mail of its own, whole once it has left the queue; Postfix may take its time.
+    site.wait(
+        lambda: bool(site.inbox("bob")) and [one["queue_id"] for one in site.queue()] == [queue_id],
+        "the notice to arrive", 30,
+    )  # fmt: skip
     (notice,) = site.inbox("bob")
     assert header(notice, "Subject") == ["Your script news/news.py failed"]
     assert header(notice, "Auto-Submitted") == ["auto-generated"]
