@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -103,6 +103,7 @@ def eight_bits(ruled: Site) -> Iterator[Site]:
 
 def test_helo_of_eight_bits(eight_bits: Site) -> None:
     """A HELO of bytes that are no UTF-8 is matched, and the answer is the rule's, its per cent sign once."""
+    before = len(eight_bits.service_log("milter"))
     with raw() as say:
         assert say(b"EHLO \xff\xfebad\r\n").startswith(b"250")
         assert say(b"MAIL FROM:<a@home.example>\r\n") == b"550 5.7.1 100% bad\r\n"
@@ -113,12 +114,13 @@ def test_helo_of_eight_bits(eight_bits: Site) -> None:
         assert say(b"DATA\r\n").startswith(b"354")
         assert say(b"Subject: \xff\xfe offer\r\nX\xff: y\r\n\r\nx\r\n.\r\n") == b"550 5.7.3 no offers\r\n"
     assert "untrapped" not in eight_bits.log_tail(100)
-    assert " event=fault" not in eight_bits.service_log("milter")
+    assert " event=fault" not in eight_bits.service_log("milter")[before:]
 
 
 def test_a_fault_of_ours(site: Site) -> None:
     """What cannot be carried out is put off in our words, with the queue id and the place in the code in the log."""
     site.site_rules("rules:\n  - name: odd\n    if: {recipient: {contains: car ol}}\n    then: discard\n")
+    before = len(site.service_log("milter"))
     with raw() as say:
         for line in ("EHLO a.example", "MAIL FROM:<a@home.example>", f"RCPT TO:<{ALICE}>"):
             assert say(line.encode() + b"\r\n").startswith(b"250")
@@ -127,7 +129,7 @@ def test_a_fault_of_ours(site: Site) -> None:
         said = say(b"Subject: x\r\n\r\nx\r\n.\r\n")
         assert said == b"451 4.3.0 The mail filter could not decide, please try again later\r\n"
         assert say(b"RSET\r\n").startswith(b"250")
-    (line,) = [one for one in site.service_log("milter").splitlines() if " event=fault" in one]
+    (line,) = [one for one in site.service_log("milter")[before:].splitlines() if " event=fault" in one]
     queue_id = line.partition(" queue_id=")[2].partition(" ")[0]
     assert len(queue_id) > 5
     assert "ValueError" in line
@@ -266,14 +268,18 @@ class Load:
 
 
 def workers() -> list[int]:
-    """Ask the supervisor for its workers."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
-        sock.connect("/var/spool/postfix/milterapp/milter.control")
-        sock.sendall(b"status\n")
-        data = b""
-        while piece := sock.recv(65536):
-            data += piece
+    """Ask the supervisor for its workers, again where it hung up on a word that came late (it waits two seconds)."""
+    until = time.monotonic() + 60
+    data = b""
+    while not data:
+        assert time.monotonic() < until, "the supervisor does not answer"
+        with socket.socket(socket.AF_UNIX) as sock, suppress(ConnectionError):
+            sock.settimeout(30)
+            sock.connect("/var/spool/postfix/milterapp/milter.control")
+            sock.sendall(b"status\n")
+            while piece := sock.recv(65536):
+                data += piece
+        time.sleep(0 if data else 0.05)
     found: list[int] = json.loads(data)["workers"]
     return found
 
@@ -281,10 +287,12 @@ def workers() -> list[int]:
 def test_killed_workers_under_load(ruled: Site) -> None:
     """While workers are killed, no message passes without its rules and none is lost: 250, 550 or 4xx."""
     with Load(ruled) as load:
+        ruled.wait(lambda: bool(load.answers["hello", 250]), "a message to pass", 60)  # soon there may be no worker
         for _ in range(10):
             time.sleep(0.2)
             for pid in workers()[:1]:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # killed the last time, and reaped only after it was named
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.3)
     assert load.faults == []
     assert ("an offer", 250) not in load.answers
@@ -299,6 +307,7 @@ def test_killed_supervisor_under_load(ruled: Site) -> None:
     with Load(ruled) as load:
         for _ in range(3):
             time.sleep(0.5)
+            workers()  # they are ready: one that is just beginning still holds the lock which the next milter takes
             os.kill(ruled.pids("milter")[0], signal.SIGKILL)
             time.sleep(0.2)
             ruled.wait(lambda: bool(ruled.revive()), "the milter to be back", 20)

@@ -116,15 +116,15 @@ RULES = """\
 """
 
 
-def sockets(pid: int) -> int:
-    """Return how many sockets a process has open."""
-    found = 0
+def sockets(pid: int) -> set[str]:
+    """Return the sockets that a process has open."""
+    found = set()
     for one in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            found += os.readlink(one).startswith("socket:")
+            found.add(os.readlink(one))
         except OSError:
             continue
-    return found
+    return {one for one in found if one.startswith("socket:")}
 
 
 class Killer:
@@ -133,7 +133,7 @@ class Killer:
     def __init__(self, site: Site, command: str, whom: str) -> None:
         self._site, self._command, self._whom = site, command, whom
         self.killed = 0
-        self.quiet: dict[int, int] = {}
+        self.quiet: dict[int, set[str]] = {}  # the sockets of each worker before there was a message
 
     def __call__(self, command: str) -> None:
         """Hear of a packet."""
@@ -142,8 +142,13 @@ class Killer:
         if self._whom == "supervisor":
             self.killed = self._site.pids("milter")[0]
         else:
-            self.killed = max(self.quiet, key=lambda pid: sockets(pid) - self.quiet[pid])
+            # A worker may have come late to a connection that is long gone, such as "does it listen"; that one ends.
+            self._site.wait(lambda: len(self._serving()) == 1, "no worker but one to have a connection", 30)
+            (self.killed,) = self._serving()
         os.kill(self.killed, signal.SIGKILL)
+
+    def _serving(self) -> list[int]:
+        return [pid for pid, before in self.quiet.items() if sockets(pid) - before]
 
 
 @pytest.mark.parametrize("whom", ["worker", "supervisor"])
