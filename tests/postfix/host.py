@@ -35,7 +35,7 @@ _SOCKETS = {
     "script": Path("/run/milterapp/script/socket"),
     "submit": Path("/run/milterapp/submit/socket"),
 }
-_OLD = ("smtpd", "cleanup", "local", "qmgr")  # which servers of Postfix a reload is waited for
+_OLD = ("smtpd", "cleanup", "local", "qmgr", "trivial-rewrite")  # which servers of Postfix a reload is waited for
 _MAIN = {
     "myhostname": "mx.example.org",
     "myorigin": DOMAIN,

@@ -28,12 +28,14 @@ def routed(site: Site) -> Iterator[Site]:
     CONFIGURATION.write_text("milter:\n  transports: ['virtual:']\n")
     try:
         site.milterapp("setup", "--apply", check=True)
+        site.postfix("reload")  # and waits for cleanup(8) without the table of transports to be gone
         site.site_rules(RULES)
         yield site
     finally:
         site.site_rules("")
         CONFIGURATION.unlink()
         site.milterapp("setup", "--apply", check=True)
+        site.postfix("reload")
 
 
 def test_transport(routed: Site) -> None:

@@ -344,9 +344,11 @@ def test_undo_keeps_what_queued_mail_still_needs(site: Site) -> None:
         assert len(site.inbox("alice")) == 1
         assert site.milterapp("setup", "--undo", check=True).stdout == b"taken out\n"
         assert "milterapp" not in site.run("postconf", "-M") + site.run("postconf", "-n")
+        site.postfix("reload")  # and waits for local(8) that would look for milterapp's transport without end
         site.send(message("without milterapp"))
         site.settle()
         assert len(site.inbox("alice")) == 2
     finally:
         site.run("postconf", "-X", "defer_transports")
         site.attach()
+        site.postfix("reload")  # and waits for the servers without milterapp to be gone: the next mail is not theirs
