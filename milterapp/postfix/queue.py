@@ -18,8 +18,8 @@ _HEAD = 64 * 1024
 def named(queue: str, transport: str) -> list[str]:
     """Return the queue ids of the messages whose envelope names `transport:`. Raises PermissionError."""
     wanted = f"{transport}:".encode()
-    found = []
-    for folder in _FOLDERS:
+    found = set()
+    for folder in _FOLDERS * 2:  # what moves to a folder that was looked at already is seen the second time
         for path in _files(os.path.join(queue, folder)):
             try:
                 with open(path, "rb") as file:
@@ -27,7 +27,7 @@ def named(queue: str, transport: str) -> list[str]:
             except FileNotFoundError:  # it was delivered meanwhile
                 continue
             if wanted in head:
-                found.append(os.path.basename(path))
+                found.add(os.path.basename(path))
     return sorted(found)
 
 
