@@ -200,10 +200,9 @@ def _capabilities() -> str:
 def milter(run: TakenOver) -> int:
     """Be the supervisor, and one of its workers."""
     from milterapp.commands import milter as command
-    from milterapp.milter import serving
-    from milterapp.milter.supervisor import Supervisor
+    from milterapp.milter import serving, supervisor
 
-    def serve(self: Supervisor, reading: int) -> None:
+    def serve(self: supervisor.Supervisor, reading: int) -> None:
         del self, reading
         run.tell("supervisor")
         for _ in range(3000):
@@ -212,7 +211,8 @@ def milter(run: TakenOver) -> int:
             time.sleep(0.01)
 
     serving.Server.start = lambda *_: run.tell("worker")  # type: ignore[method-assign]
-    Supervisor._serve = serve  # type: ignore[method-assign]
+    supervisor.Supervisor._serve = serve  # type: ignore[method-assign]
+    supervisor._START = 60.0  # a worker is ready once it has tried everything
     return command.main([run.settings])
 
 

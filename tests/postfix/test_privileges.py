@@ -64,9 +64,17 @@ def _uid(pid: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def found(host: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
-    """Take over every process, once; give what each tried, and what came of it."""
+def patient(host: Site) -> Iterator[Site]:
+    """The host, whose agents wait longer than all of this takes: their processes are named, and tried, by number."""
     host.reset()
+    with host.configured("delivery:\n  idle: 3600\n", "monitor"):
+        yield host
+
+
+@pytest.fixture(scope="module")
+def found(patient: Site) -> Iterator[Mapping[str, Mapping[str, str]]]:
+    """Take over every process, once; give what each tried, and what came of it."""
+    host = patient
     host.rules("alice", "rules:\n  - name: all\n    then: {file: Filed}\n")
     host.send(message("warm"))
     host.settle()
