@@ -26,15 +26,16 @@ def inside() -> None:
         pytest.fail("run these tests through packaging/test", pytrace=False)
 
 
-def commands_with(word: str) -> list[int]:
-    """Return the processes with a word on their command line."""
+def commands_with(word: str) -> list[list[str]]:
+    """Return the command lines with a word on them, of all processes."""
     found = []
     for one in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if word.encode() in one.read_bytes().split(b"\0"):
-                found.append(int(one.parent.name))
+            words = one.read_text(errors="replace").split("\0")
         except OSError:
             continue  # it ended meanwhile
+        if word in words:
+            found.append(words[:-1])
     return found
 
 
@@ -59,11 +60,13 @@ def test_everything_in_it_ends_with_it(number: signal.Signals, within: list[str]
         assert world.stdout is not None
         assert world.stdout.readline() == b"ready\n"
         deadline = time.monotonic() + 20
-        while len(commands_with(word)) < 2 and time.monotonic() < deadline:
+        # Both are sleep: until setsid has become that, it may be seen without any command line.
+        while (found := commands_with(word)) != [["sleep", word]] * 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert len(commands_with(word)) == 2
+        assert found == [["sleep", word]] * 2
         world.send_signal(number)
         world.wait(20)
+    deadline = time.monotonic() + 20
     while commands_with(word) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert commands_with(word) == []
