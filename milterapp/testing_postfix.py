@@ -170,9 +170,16 @@ class PostfixApplication(Application):
                     return Said(refused=text.decode("utf-8", "replace"))
         queue_id = text.decode().rpartition("queued as ")[2]
         self._taken.add(queue_id)
-        _wait(lambda: not _queue() or _deferred(queue_id) != "", f"{queue_id} and what it causes")
+        reason = ""
+
+        def ended() -> bool:
+            nonlocal reason  # of the look that counts: the next one may come when Postfix tries again
+            before, reason = reason, _deferred(queue_id)
+            return bool(before) == bool(reason) and (reason != "" or not _queue())
+
+        _wait(ended, f"{queue_id} and what it causes")
         result = Said()
-        if reason := _deferred(queue_id):
+        if reason:
             _postfix("postsuper", "-d", queue_id)
             found = re.search(r"\b4\.[0-9]\.[0-9]+ .*", reason)
             if self._name in reason:
