@@ -22,12 +22,14 @@ def post(blog, page="first", text="Hello\n\nworld\n", sender="ann@a.example", su
 
 def test_a_post_appears_once_its_sender_confirmed(blog):
     """Nothing is there before; then the page and the index are, escaped, without an address of the author's."""
+    began = blog.now
     asked = blog.say("blog+first@example.org", "Hello\n", sender="ann@a.example", subject="My <first>", headers=ANN)
     assert blog.outputs == {}
     assert "post: first" in asked.letter.text
     assert blog.answer(asked.letter).letter.text == "Your page first is there.\n"
     assert "<h1>My &lt;first&gt;</h1>" in blog.outputs[FIRST]
-    assert f"Ann, {blog.now:%Y-%m-%d}" in blog.outputs[FIRST]
+    days = began, blog.now  # two of them where midnight comes between, on a real host
+    assert any(f"Ann, {day:%Y-%m-%d}" in blog.outputs[FIRST] for day in days)
     assert 'href="pages/first.html">My &lt;first&gt;</a>, Ann' in blog.outputs[INDEX]
     assert "a.example" not in "".join(blog.outputs.values())
     assert blog.inbox == []
