@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,20 @@ from milterapp.settings import Settings
 from tests.milter.peer import Peer
 
 NOBODY = 65534  # the service does not serve as root: a test that is root has it drop to this
+MILTER = ("-m", "milterapp.commands.milter")
+# As much as a site may say: a busy machine is no late step.
+UNHURRIED = {"step_time": 25.0, "message_time": 250.0}
 
 
 class Service:
-    """A running `milterapp milter`. rules: its rule file; settings: what differs from the defaults, by section."""
+    """A running `milterapp milter`. rules: its rule file; settings: what differs from the defaults, by section.
 
-    def __init__(self, folder: Path, rules: str, settings: dict[str, Any]) -> None:
+    program: what Python runs.
+    """
+
+    def __init__(self, folder: Path, rules: str, settings: dict[str, Any], program: Sequence[str] = MILTER) -> None:
         self.folder = folder
+        self._program = program
         self.socket = str(folder / "s" / "milter")
         self.rules = folder / "rules.yaml"
         self.rules.write_text(rules)
@@ -45,6 +52,7 @@ class Service:
             "socket_group": grp.getgrgid(gid).gr_name,
             "rules": str(self.rules),
             "workers": 1,
+            **UNHURRIED,
         }
         given["log"] = "json"
         for section, values in settings.items():
@@ -58,7 +66,7 @@ class Service:
         """Start it, and wait until it serves."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "milterapp.commands.milter", self._settings],
+                [sys.executable, "-I", *self._program, self._settings],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
@@ -66,7 +74,7 @@ class Service:
         self.wait(lambda: self.events("ready") or self.process.poll() is not None, "the milter to serve")
         assert self.process.poll() is None, self._log.read_text()
 
-    def wait(self, done: Callable[[], Any], what: str, deadline: float = 20) -> None:
+    def wait(self, done: Callable[[], Any], what: str, deadline: float = 30) -> None:
         """Wait until something is so."""
         end = time.monotonic() + deadline
         while not done():
@@ -75,7 +83,8 @@ class Service:
 
     def lines(self) -> list[dict[str, str]]:
         """Return the events so far, in a form that is easy to compare: their fields as JSON types."""
-        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        lines = self._log.read_text().splitlines(keepends=True)  # the last may be half-written: of more than one page
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the events of a name."""
@@ -103,7 +112,7 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(10)
+            return self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -118,11 +127,11 @@ def serve() -> Iterator[Serve]:
     """Start a milter with these rules and settings."""
     with contextlib.ExitStack() as stack:
 
-        def start(rules: str, **settings: Any) -> Service:
+        def start(rules: str, program: Sequence[str] = MILTER, **settings: Any) -> Service:
             folder = Path(tempfile.mkdtemp(prefix="milterapp-test-"))
             stack.callback(shutil.rmtree, folder)
             folder.chmod(0o755)
-            service = Service(folder, rules, {**settings, "milter": settings.get("milter", {})})
+            service = Service(folder, rules, {**settings, "milter": settings.get("milter", {})}, program)
             stack.callback(service.stop)
             return service
 

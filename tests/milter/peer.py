@@ -57,7 +57,7 @@ class Peer:
 
     def __init__(self, path: str, *, actions: int = ALL_ACTIONS, steps: int = ALL_STEPS, version: int = 6) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(15)
+        self.sock.settimeout(60)
         try:
             self.sock.connect(path)
         except OSError:
@@ -86,6 +86,12 @@ class Peer:
     def send(self, command: str, data: bytes = b"") -> None:
         """Send one packet."""
         self.sock.sendall(struct.pack("!I", len(data) + 1) + command.encode() + data)
+
+    def _say(self, command: str, data: bytes) -> None:
+        try:
+            self.send(command, data)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Gone from None
 
     def receive(self) -> Answer:
         """Return the next packet. Raises Gone."""
@@ -120,13 +126,10 @@ class Peer:
             body = b"".join(
                 k.encode() + b"\0" + v.encode("utf-8", "surrogateescape") + b"\0" for k, v in macros.items()
             )
-            self.send("D", command.encode() + body)
+            self._say("D", command.encode() + body)
         if not self.wants(command):
             return Answer(".")
-        try:
-            self.send(command, data)
-        except BrokenPipeError:
-            raise Gone from None
+        self._say(command, data)
         if not self.answers(command):
             return Answer("-")
         edits = []
