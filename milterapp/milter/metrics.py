@@ -119,12 +119,12 @@ def _request(peer: socket.socket) -> list[str]:
     """Return the words of the request line. Raises OSError where it does not come."""
     deadline = time.monotonic() + _PATIENCE
     data = b""
-    while b"\r\n\r\n" not in data and len(data) < _REQUEST:
+    while True:
         peer.settimeout(max(0.01, deadline - time.monotonic()))
         piece = peer.recv(_REQUEST)
-        if not piece:
-            break
         data += piece
-        if time.monotonic() > deadline:
+        if not piece or b"\r\n\r\n" in data or len(data) >= _REQUEST:
+            break
+        if time.monotonic() > deadline:  # what is whole is answered, also where it was us who were slow
             raise TimeoutError
     return data.partition(b"\r\n")[0].decode("latin-1").split()

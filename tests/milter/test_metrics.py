@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import json
 import re
+import signal
 import socket
-import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from milterapp.commands.status import text
+from milterapp.milter import metrics
 from milterapp.milter.control import ask
 from milterapp.milter.counters import BUCKETS, Counters, Counts, read
 from milterapp.milter.event import Happening
 from milterapp.milter.metrics import render
 from milterapp.rules.decision import Decision, Verdict
-from tests.milter.conftest import Serve
+from tests.milter.conftest import Serve, Service
 
 RULES = """\
 rules:
@@ -114,9 +118,21 @@ def test_render() -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    """Return a port that nobody has, nor is given who asks for any (ip(7), ip_local_port_range)."""
+    for port in range(20_000, 30_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
+
+
+@contextlib.contextmanager
+def held(service: Service) -> Iterator[None]:
+    """Hold the supervisor while a request is made: it waits half a second for one, which we may need longer for."""
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        service.process.send_signal(signal.SIGCONT)
 
 
 def test_service(serve: Serve) -> None:
@@ -131,7 +147,11 @@ def test_service(serve: Serve) -> None:
         peer.message(fields=[(b"Subject", [b"an offer", b"watched", b"plain"][number % 3])])
         peer.quit()
     service.wait(lambda: sum(service.status()["messages"].values()) == 6, "six messages to be counted")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        with held(service):
+            connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        assert answer.status == 200
         lines = answer.read().decode().splitlines()
     assert 'milterapp_messages_total{stage="headers",verdict="reject"} 2.0' in lines
     assert 'milterapp_messages_total{stage="",verdict="none"} 4.0' in lines
@@ -157,9 +177,11 @@ def test_clients_of_the_metrics(serve: Serve) -> None:
     port = free_port()
     service = serve(RULES, milter={"metrics": port})
     for said in (b"GET /etc/passwd HTTP/1.0\r\n\r\n", b"POST /metrics HTTP/1.0\r\n\r\n", b"\xff\xff\r\n\r\n", b""):
-        with socket.create_connection(("127.0.0.1", port), 10) as sock:
-            sock.sendall(said)
-            sock.shutdown(socket.SHUT_WR)
+        with contextlib.ExitStack() as stack:
+            with held(service):
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+                sock.sendall(said)
+                sock.shutdown(socket.SHUT_WR)
             got = b""
             while piece := sock.recv(4096):
                 got += piece
@@ -169,3 +191,15 @@ def test_clients_of_the_metrics(serve: Serve) -> None:
         peer.connect()
         assert peer.message().code == "a"
         assert service.status()["workers"]
+
+
+def test_a_request_that_is_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come whole is taken, also where it was us who were slow; what has not is not waited for."""
+    monkeypatch.setattr(metrics, "_PATIENCE", -1.0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert metrics._request(ours) == ["GET", "/metrics", "HTTP/1.0"]
+        theirs.sendall(b"GET /metrics HTTP/1.0\r\n")
+        with pytest.raises(TimeoutError):
+            metrics._request(ours)
