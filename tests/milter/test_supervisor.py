@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +23,18 @@ BROKEN = "rules:\n  - name: broken\n    iff: {helo: x}\n    then: accept\n"
 UNMET = NEW + (
     "tests:\n  - name: refused\n    helo: y\n    message: |\n      From: a@example.org\n\n      x\n    expect: reject\n"
 )
+
+
+def listens(pid: int) -> bool:
+    """Tell whether a process holds the listening socket of a milter, which is bound by its bare name (proc(5))."""
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    listening = {f"socket:[{one[6]}]" for one in sockets if one[3] == "00010000" and one[7:] == ["milter"]}
+    held = set()
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        for one in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                held.add(os.readlink(f"/proc/{pid}/fd/{one}"))
+    return bool(listening & held)
 
 
 def says(service: Service) -> str:
@@ -47,6 +60,7 @@ def test_reload(serve: Serve, how: str) -> None:
     """New connections get the new rules, one that was there the rules it began with, and then the old worker ends."""
     service = serve(OLD, milter={"workers": 2})
     before = service.status()["workers"]
+    assert all(listens(one) for one in before)
     peer = service.peer()
     peer.connect()
     service.rules.write_text(NEW)
@@ -55,6 +69,8 @@ def test_reload(serve: Serve, how: str) -> None:
     else:
         service.process.send_signal(signal.SIGHUP)
         service.wait(lambda: service.events("reloaded"), "the reload")
+    # The supervisor gives each a second for that, and goes on.
+    service.wait(lambda: not any(listens(one) for one in before), "the old workers to take nobody new")
     for _ in range(10):
         assert says(service) == "550 5.7.1 new"
     assert not set(before) & set(service.status()["workers"])
@@ -129,7 +145,7 @@ def test_stop_waits_for_connections(serve: Serve) -> None:
         service.peer()
     assert peer.helo(b"x").text == "550 5.7.1 old"
     peer.quit()
-    assert service.process.wait(10) == 0
+    assert service.process.wait(30) == 0
 
 
 def test_killed_supervisor(serve: Serve) -> None:
@@ -154,7 +170,7 @@ def run(service: Service) -> tuple[int, str]:
         [sys.executable, "-I", "-m", "milterapp.commands.milter", service._settings],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     return done.returncode, done.stderr.decode()
