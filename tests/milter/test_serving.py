@@ -12,16 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from milterapp.mail.limits import Limits
-from milterapp.milter import serving
-from milterapp.milter.apply import CAN
-from milterapp.milter.conversation import Context
-from milterapp.milter.plan import plan_for
-from milterapp.milter.serving import Server
-from milterapp.milter.session import Service
-from milterapp.rules.load import load
-from tests.milter.conftest import Serve
-from tests.milter.conftest import Service as Running
+from tests.milter.conftest import Serve, Service
 from tests.milter.peer import Peer
 
 RULES = """\
@@ -38,13 +29,22 @@ rules:
 """
 BODY = b"a line of text that holds nothing\r\n" * 1000  # 35 KB: more than a thread reads without giving way
 
+# In a process of its own: the threads of a worker end with it alone.
+ONE_THREAD = """\
+import sys
+from milterapp.commands import milter
+from milterapp.milter import serving
+serving._MOST = 1
+sys.exit(milter.main(sys.argv[1:]))
+"""
+
 
 def threads(pid: int) -> int:
     """Return how many threads a process has."""
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-def still_refuses(service: Running) -> bool:
+def still_refuses(service: Service) -> bool:
     """Tell whether a new connection is answered by the rules."""
     peer: Peer = service.peer()
     peer.connect()
@@ -63,7 +63,8 @@ def test_large_messages_in_turn(serve: Serve) -> None:
         outcome = peer.message(body=BODY + (b"into the void\r\n" if number % 2 else b""))
         assert outcome.code == ("d" if number % 2 else "a")
         peer.quit()
-    assert threads(worker) < 12
+    # One that has given its answer is a moment away from waiting for its turn, or from its end.
+    service.wait(lambda: threads(worker) < 12, "the threads to end that nobody needs")
     assert still_refuses(service)
 
 
@@ -188,25 +189,17 @@ def test_a_worker_does_not_hear_sighup(serve: Serve) -> None:
     assert service.status()["workers"] == [worker]
 
 
-def test_no_thread_to_give_way_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_thread_to_give_way_to(serve: Serve) -> None:
     """Where there are as many threads as there may be the leader does what is slow itself, and nobody is lost."""
-    monkeypatch.setattr(serving, "_MOST", 1)
-    policy, problems = load(RULES.encode(), "rules.yaml", site=True, tests=False, can=CAN)
-    assert policy is not None, problems
-    listener = socket.socket(socket.AF_UNIX)
-    listener.setblocking(False)
-    listener.bind(str(tmp_path / "socket"))
-    listener.listen()
-    before = threading.active_count()
-    server = Server(listener, Service(Context(policy, plan_for(policy), Limits())))
-    server.start()
-    peers = [Peer(str(tmp_path / "socket")) for _ in range(3)]
+    service = serve(RULES, program=("-c", ONE_THREAD))
+    (worker,) = service.status()["workers"]
+    peers = [service.peer() for _ in range(3)]
     for peer in peers:
         peer.connect()
     for peer in peers:
         assert peer.message(body=BODY + b"into the void\r\n").code == "d"
-    assert threading.active_count() == before + 2  # one that serves, and the ticker
-    server.stop()
+    assert threads(worker) == 4  # one that serves, the ticker, the counters, and the one that waits for the end
     for peer in peers:
         peer.quit()
-    server.finish()
+    assert service.stop() == 0
+    assert [one["cut_off"] for one in service.events("stopped")] == [0]
