@@ -18,7 +18,7 @@ PROGRAM = shutil.which("redis-server")
 
 @contextmanager
 def redis_server() -> Iterator[str]:
-    """Give the URL of an empty server that listens nowhere else."""
+    """Give the URL of an empty server that listens nowhere else; on a busy machine it may take its time."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:  # a short path: a socket's name has 107 bytes
         path = Path(folder) / "socket"
@@ -31,7 +31,7 @@ def redis_server() -> Iterator[str]:
         try:
             Path(folder).chmod(0o755)
             _wait(path, server)
-            yield f"unix://{path}?db=0"
+            yield f"unix://{path}?db=0&socket_timeout=30&socket_connect_timeout=30"
         finally:
             server.kill()
             server.wait()

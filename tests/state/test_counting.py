@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from milterapp.state import counting
 from milterapp.state.counting import Counting, Fleeting, Shared, opened
 from milterapp.state.database import StateError
 from milterapp.state.rates import Rates
@@ -30,8 +31,13 @@ def server() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_PATIENCE", 30.0)  # others may be kept from ending what we wait for
+
+
 @pytest.fixture(params=KINDS)
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def where(request: pytest.FixtureRequest, tmp_path: Path, _patient: None) -> str:
     """Give what the setting says, for each kind of memory."""
     tmp_path.chmod(0o700)
     if request.param == "redis":
@@ -97,6 +103,7 @@ def test_none_is_lost_between_threads(memory: Counting) -> None:
     assert sorted(found) == list(range(1, 101))
 
 
+@pytest.mark.usefixtures("_patient")
 @pytest.mark.parametrize("where", ["file", pytest.param("redis", marks=NEEDS_REDIS)])
 def test_processes_share_it(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """What one process counts, the others know: the workers of a milter, the hosts of a site."""

@@ -19,7 +19,7 @@ KEY = ("bob@example.org",)
 def rates(tmp_path: Path) -> Iterator[Rates]:
     """Give an empty memory."""
     tmp_path.chmod(0o700)
-    memory = Rates(str(tmp_path / "rates.sqlite"))
+    memory = Rates(str(tmp_path / "rates.sqlite"), patience=60)  # threads that wait for one another
     yield memory
     memory.close()
 
