@@ -117,7 +117,7 @@ def test_an_alias_bomb_is_not_expanded() -> None:
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
     begun = time.process_time()
     root, problems = parse(bomb.encode(), "f")
-    assert time.process_time() - begun < 0.5
+    assert time.process_time() - begun < 5  # expanded they are 9 ** 9
     assert problems
     assert root is None or isinstance(root, Mapping)
 
