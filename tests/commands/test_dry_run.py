@@ -369,10 +369,9 @@ def test_now(milterapp: Milterapp, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_root_reads_somebodys_rules_as_that_person(milterapp: Milterapp) -> None:
+def test_root_reads_somebodys_rules_as_that_person(milterapp: Milterapp, own: Path) -> None:
     """`--user` called by root: what a person wrote is not parsed with root's rights."""
-    path = Path("~alice/.milterapp/rules.yaml").expanduser()
-    path.parent.mkdir(exist_ok=True)
+    path = own / "rules.yaml"
     path.write_text("lists:\n  secret: {file: secret.txt}\nrules:\n  - name: a\n    then: keep\n")
     subprocess.run(["chown", "-R", "alice:", path.parent], check=True)
     secret = path.with_name("secret.txt")
@@ -382,5 +381,3 @@ def test_root_reads_somebodys_rules_as_that_person(milterapp: Milterapp) -> None
         ended = milterapp("test", "--user", "alice", "--expect", "keep", message=LETTER)
         assert ended.returncode == code, ended.stderr
     assert "the list 'secret.txt' cannot be read: Permission denied" in ended.stderr
-    secret.unlink()
-    path.unlink()

@@ -120,22 +120,18 @@ def test_the_floor(milterapp: Milterapp, rules: Path) -> None:
 
 
 @pytest.fixture
-def alice() -> Iterator[Path]:
+def alice(own: Path) -> Path:
     """Give alice a script of her own and what it remembers."""
-    home = Path("~alice").expanduser()
-    place = home / ".milterapp"
-    shutil.rmtree(place, ignore_errors=True)  # of another test
-    (place / "apps").mkdir(parents=True)
-    (place / "rules.yaml").write_text(RULES)
-    (place / "apps/page.py").write_text(APP)
-    kept = Conversations(str(place / "scripts.sqlite"))
+    (own / "apps").mkdir()
+    (own / "rules.yaml").write_text(RULES)
+    (own / "apps/page.py").write_text(APP)
+    kept = Conversations(str(own / "scripts.sqlite"))
     kept.commit("m", "", [Change("apps/page.py", "dora@home.example", state="OPEN")], mails=0, now=1)
     kept.close()
-    for path in (place, *place.rglob("*")):
+    for path in (own, *own.rglob("*")):
         shutil.chown(path, "alice", "alice")
         path.chmod(0o700 if path.is_dir() else 0o600)
-    yield place
-    shutil.rmtree(place)
+    return own
 
 
 @pytest.mark.root
