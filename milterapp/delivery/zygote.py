@@ -44,6 +44,7 @@ LIMITS: Mapping[int, int] = {
 ROOM = 256  # processes of its uid that an agent can add at least, and at most twice as many
 PROGRAMS = 4  # the descriptor at which an agent asks for people's programs, where the site allows any
 _GRACE = 2.0  # seconds for agents to end by themselves once the monitor is gone
+_KILL = 15.0  # seconds to kill those that do not, and what they ran, each process once its parent has ended
 _NO_ID = 2**32 - 2
 _FAILED = 75  # a child's status where the drop failed
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -210,7 +211,7 @@ class Zygote:
         """Leave no agent behind: without a monitor nobody keeps their deadlines."""
         signal.set_wakeup_fd(-1)  # nobody reads it any more, and it is closed before the last child ends
         until = time.monotonic() + _GRACE
-        last = until + _GRACE
+        last = until + _KILL
         while (self._children or self._errands.left()) and time.monotonic() < last:
             if time.monotonic() > until:
                 until += _GRACE / 4
