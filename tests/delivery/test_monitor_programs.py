@@ -83,7 +83,7 @@ time.sleep(1000)
 )
 def test_what_a_user_stops_or_kills_is_ended(begin: Begin, acts: Sequence[str]) -> None:
     """A user who stops or kills the own runner has nothing left of it, nor of what it ran; others go on, warm."""
-    chain = begin(f"test -e over || exec /usr/bin/python3 -I -c '{DETACHED}'", deadline=3.0, idle=60.0)
+    chain = begin(f"test -e over || exec /usr/bin/python3 -I -c '{DETACHED}'", deadline=10.0, idle=60.0)
     home, other = chain.home(20044), chain.home(20045)
     for one, uid in ((home, 20044), (other, 20045)):
         write_rules(one, uid, PIPE)
@@ -101,6 +101,7 @@ def test_what_a_user_stops_or_kills_is_ended(begin: Begin, acts: Sequence[str]) 
     assert processes(chain, 20045) == others
     (home / "over").touch()
     assert [chain.deliver(f"u{uid}@x", "NEXT") for uid in (20044, 20045)] == [(0, b"")] * 2
+    chain.wait("delivery", 4)
     assert [one["warm"] for one in chain.log("delivery")] == [False, False, False, True]
 
 
@@ -130,7 +131,10 @@ def processes(chain: Chain, uid: int) -> list[int]:
     """Return those of a uid that the monitor has, an agent, its runner, and what that runs, in this order."""
     found = []
     for pid in chain.children():
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # what the zygote sends to kill is there for a moment
         if f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}" in lines:
             found.append(pid)
     return found
