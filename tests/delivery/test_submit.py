@@ -32,6 +32,7 @@ from milterapp.delivery.requests import KEPT, RESPONSES
 from milterapp.delivery.submit import Service
 from milterapp.delivery.submit_policy import SubmitPolicy
 from milterapp.settings import Settings
+from tests.delivery.chain import wait_until
 from tests.delivery.smtp_peer import SmtpPeer
 
 MESSAGE = b"From: ann@example.org\nTo: bob@x.org\nSubject: hello\nMessage-ID: <m@example.org>\n\n.hi\n"
@@ -48,13 +49,13 @@ class World:
     folder: Path
     monitor: int = field(default_factory=os.geteuid)
     policy: SubmitPolicy | None = None
-    idle: float = 10
+    idle: float = 60
 
     def __post_init__(self) -> None:
         self.hand_back = SmtpPeer(str(self.folder / "back"), chunking=True)
         self.send = SmtpPeer(str(self.folder / "send"))
         state = self.folder / "state"
-        self.policy = SubmitPolicy(str(state), self.hand_back.address, self.send.address, timeout=5)
+        self.policy = SubmitPolicy(str(state), self.hand_back.address, self.send.address, timeout=30)
         self._connections: list[socket.socket] = []
         self.start()
 
@@ -70,7 +71,7 @@ class World:
     def stop(self) -> None:
         """Stop the service."""
         self.listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
+        self._thread.join(40)
         self.listener.close()
         self.postman.close()
 
@@ -85,7 +86,7 @@ class World:
     def connect(self) -> socket.socket:
         """Return a connection on which nothing was said."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(10)
+        connection.settimeout(30)
         connection.connect(str(self.folder / "submit"))
         self._connections.append(connection)
         return connection
@@ -94,7 +95,7 @@ class World:
         """Return our end of a line that envelope and message were said of; over that connection, or one of its own."""
         connection = over or self.connect()
         line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        line.settimeout(10)
+        line.settimeout(30)
         self._connections.append(line)
         descriptor = sealed.seal([message])
         with theirs:
@@ -247,8 +248,7 @@ def test_a_monitor_that_hears_no_answer(world: World) -> None:
     world.hand_back.silent = threading.Event()
     connection = world.connect()
     tell(connection, "1")
-    while not world.postman._under_way:
-        time.sleep(0.01)
+    wait_until(lambda: world.postman._under_way, "the request to be under way")
     connection.close()
     other = world.connect()
     tell(other, "x")
@@ -257,9 +257,7 @@ def test_a_monitor_that_hears_no_answer(world: World) -> None:
     last = world.connect()
     tell(last, "2", queue_id="4B")
     assert kept(last)[:2] == ("2", "DONE")
-    until = time.monotonic() + 20
-    while len(world.hand_back.taken) < 2 and time.monotonic() < until:  # the first one is sent all the same
-        time.sleep(0.01)
+    wait_until(lambda: len(world.hand_back.taken) >= 2, "the first one, which is sent all the same")
     assert len(world.hand_back.taken) == 2
 
 
@@ -270,8 +268,10 @@ def test_an_answer_that_cannot_be_given_ends_the_connection(world: World, monkey
     def fails(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no room")
 
+    world.hand_back.silent = threading.Event()  # no answer before it cannot be given
     tell(connection, "1")
     monkeypatch.setattr("milterapp.delivery.submit.wire.send", fails)
+    world.hand_back.silent.set()
     assert connection.recv(1) == b""
     monkeypatch.setattr("milterapp.delivery.submit.wire.send", send)
     other = world.connect()
@@ -776,8 +776,7 @@ def test_a_request_under_way_is_not_begun_twice(world: World) -> None:
     world.hand_back.silent = threading.Event()
     first = world.bound()
     wire.send(first, "KEEP", {})
-    while not world.postman._under_way:
-        time.sleep(0.01)
+    wait_until(lambda: world.postman._under_way, "the request to be under way")
     kind, text = ask(world.bound(), "KEEP")
     assert (kind, "under way" in text) == ("FAILED", True)
     world.hand_back.silent.set()
@@ -793,8 +792,7 @@ def test_who_waits_for_postfix_holds_up_nobody(world: World, size: int) -> None:
     world.hand_back.silent = threading.Event()
     first = world.bound(b"x" * size)
     wire.send(first, "KEEP", {})
-    while not world.postman._under_way:
-        time.sleep(0.01)
+    wait_until(lambda: world.postman._under_way, "the request to be under way")
     assert ask(world.bound(queue_id="4B"), "FORWARD", to="c@example.org", step="0") == ("DONE", "4Q0")
     assert world.hand_back.taken == []
     first.close()
@@ -811,8 +809,7 @@ def test_one_user_cannot_hold_all_lines(world: World) -> None:
     assert ask(world.bound(user="carol"), "KEEP")[0] == "DONE"
     assert ask(world.bound(user="", queue_id="4J"), "KEEP")[0] == "DONE"
     kept[0].close()
-    while not ask_or_closed(world.bound(queue_id="4I")):
-        time.sleep(0.01)  # it has yet to see the end of the first one
+    wait_until(lambda: ask_or_closed(world.bound(queue_id="4I")), "the end of the first one to be seen")
 
 
 def ask_or_closed(connection: socket.socket) -> bool:
@@ -892,7 +889,7 @@ def test_a_message_that_could_change(world: World, message: str, tmp_path: Path)
     line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     descriptor = _loose() if message == "not sealed" else os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     with line:
-        line.settimeout(10)
+        line.settimeout(30)
         with theirs:
             wire.send(connection, "ENVELOPE", ENVELOPE, (descriptor, theirs.fileno()))
         os.close(descriptor)
@@ -932,7 +929,7 @@ def test_an_agent_may_ask_before_submit_is_told(world: World) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection, message = world.connect(), sealed.seal([MESSAGE])
     with ours:
-        ours.settimeout(10)
+        ours.settimeout(30)
         wire.send(ours, "KEEP", {})
         with theirs:
             wire.send(connection, "ENVELOPE", ENVELOPE, (message, theirs.fileno()))
@@ -946,7 +943,7 @@ def test_an_agent_may_ask_before_submit_is_told(world: World) -> None:
 
 def test_who_says_nothing_is_hung_up_on(tmp_path: Path) -> None:
     """A line whose agent asks nothing ends after a while, a connection without an envelope too; a monitor's stays."""
-    world = World(tmp_path, idle=0.2)
+    world = World(tmp_path, idle=4.0)  # in which the monitor has said something
     try:
         silent, monitor = world.connect(), world.connect()
         line = world.bound(over=monitor)

@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def line(world: World, over: socket.socket, **other: str) -> tuple[socket.socket, socket.socket]:
     """Return both ends of a line that envelope and message were said of, the agent's and the one the monitor keeps."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.settimeout(10)
+    ours.settimeout(30)
     message = sealed.seal([MESSAGE])
     wire.send(over, "ENVELOPE", {**ENVELOPE, **other}, (message, theirs.fileno()))
     os.close(message)
@@ -76,21 +76,21 @@ def test_the_header_is_read_once_a_line(world: World, monkeypatch: pytest.Monkey
 
 def test_a_line_does_not_last_for_ever(tmp_path: Path) -> None:
     """An agent that asks again and again is hung up on when no job can last any more, however little it pauses."""
-    world = World(tmp_path, idle=1.0)
+    world = World(tmp_path, idle=4.0)
     try:
-        ours, begun, asked = world.bound(), time.monotonic(), 0
+        begun, ours, asked = time.monotonic(), world.bound(), 0
         while asked < 60:
             wire.send(ours, "KEEP", {})
             if wire.receive(ours, RESPONSES) is None:
                 break
             asked += 1
-            time.sleep(0.1)
-    except BrokenPipeError:
-        pass  # hung up on between two of them
+            time.sleep(0.2)
+    except ConnectionError:
+        pass  # hung up on between two of them, or before the last was read
     finally:
         world.close()
     assert 2 <= asked < 30
-    assert time.monotonic() - begun >= 1.0
+    assert time.monotonic() - begun >= 4.0
 
 
 def test_the_monitor_ends_a_line(world: World) -> None:
@@ -101,7 +101,7 @@ def test_the_monitor_ends_a_line(world: World) -> None:
     assert line(world, monitor)[0].recv(6) == b"FAILED"
     for _, theirs in kept:
         theirs.shutdown(socket.SHUT_RDWR)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while not ask_or_closed(line(world, monitor)[0]) and time.monotonic() < until:
         time.sleep(0.01)  # it has yet to see the end of the others
     assert ask(line(world, monitor)[0], "KEEP") == ("DONE", "4Q8")
@@ -119,7 +119,7 @@ def test_lines_leave_room_for_what_the_monitor_keeps(world: World, capfd: pytest
     assert [kept(monitor)[1] for _ in range(20)] == ["DONE"] * 20
     assert ask(held[99][0], "KEEP")[0] == "DONE"
     held[0][1].shutdown(socket.SHUT_RDWR)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     again = False
     while not again and time.monotonic() < until:
         again = ask_or_closed(line(world, monitor, user="carol")[0])
@@ -189,7 +189,7 @@ def test_what_is_under_way_when_a_line_ends_is_marked(world: World) -> None:
     ours, theirs = line(world, monitor := world.connect())
     wire.send(ours, "KEEP", {})
     theirs.shutdown(socket.SHUT_RDWR)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while (not world.hand_back.taken or world.postman._under_way) and time.monotonic() < until:
         time.sleep(0.01)
     assert ask(line(world, monitor)[0], "KEEP") == ("DONE", "4Q0")
