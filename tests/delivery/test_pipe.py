@@ -341,10 +341,15 @@ def test_a_message_that_pipe_did_not_finish_is_never_delivered(program: Command,
 
 HEADLESS = """
 import ctypes, subprocess, sys, threading, time
+def state():
+    with open("/proc/%d/stat" % main) as file:
+        return file.read().rpartition(") ")[2][0]
 def client():
-    time.sleep(0.1)
+    while state() != "Z":
+        time.sleep(0.01)
     done = subprocess.run(sys.argv[1:], input=b"Subject: x\\n\\n", stdout=subprocess.PIPE, timeout=20)
     print(done.returncode, done.stdout.decode(), flush=True)
+main = threading.get_native_id()
 threading.Thread(target=client).start()
 ctypes.CDLL(None).syscall(int(sys.argv.pop(1)), 0)  # of the main thread alone
 """

@@ -20,7 +20,7 @@ from milterapp.delivery import landlock, linux, runner, sealed, seccomp, wire
 from milterapp.delivery.programs import Programs, Ran
 from milterapp.settings import Program
 from tests.delivery.agent_process import Person
-from tests.delivery.chain import wait_gone
+from tests.delivery.chain import wait_gone, wait_until, waits_in
 from tests.delivery.test_seccomp import ABSENT, ALLOW, MACHINES, REFUSE, judge
 
 UID = 20033  # of this file alone: the kernel counts what a uid runs across all process namespaces, bombs too
@@ -60,6 +60,7 @@ class Runner:
         mine.settimeout(120)
         self._hidden = hidden
         self.agent = self._fork(self._sleep)
+        wait_until(lambda: "nanosleep" in waits_in(self.agent), "the agent to be its user's")
         made = {name: runner.Bounds(**dataclasses.asdict(one)) for name, one in programs.items()}
         self.pid = self._fork(
             lambda: runner.serve(socket.socket(fileno=3), made, str(person.home), "bob", self.agent), theirs.fileno()
@@ -226,7 +227,8 @@ DEADLINES: dict[str, str] = {
 @pytest.mark.parametrize("script", DEADLINES.values(), ids=DEADLINES)
 def test_a_deadline_is_kept(start: Start, script: str) -> None:
     """Whatever it does with its time, it ends with it, and the next one runs."""
-    one = start(sh(script, time=1.0), other=sh("exit 0"))
+    # 1.1 is followed by 3 seconds of processor time: the deadline comes first, however late the runner sees it.
+    one = start(sh(script, time=1.1), other=sh("exit 0"))
     assert one.run().how == "time"
     assert processes_of(UID) == {one.pid, one.agent}
     assert one.run("other").done
