@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from milterapp.delivery import rulefile
 from milterapp.delivery.rulefile import Loaded, RuleFile, Unavailable, open_home
 from tests.delivery.agent_process import Person
 from tests.delivery.inside import inside
@@ -178,7 +179,37 @@ def test_the_rules_are_read_again_when_they_changed(home: Path, descriptor: int)
     assert rules.load(descriptor).problems == ()
 
 
-def test_an_editor_that_moves_the_old_file_away_first(home: Path, descriptor: int) -> None:
+@dataclass
+class Clock:
+    """Both clocks of rulefile: time goes by with a sleep alone, however busy the machine is. began: since 1970.
+
+    then: what somebody else does meanwhile; at: when.
+    """
+
+    began: float
+    then: Callable[[], object] = str
+    at: float = float("inf")
+    gone: float = 0.0
+
+    def monotonic(self) -> float:
+        """Return the seconds since it began."""
+        return self.gone
+
+    def time(self) -> float:
+        """Return the seconds since 1970."""
+        return self.began + self.gone
+
+    def sleep(self, seconds: float) -> None:
+        """Let time go by."""
+        self.gone += seconds
+        if self.gone >= self.at:
+            self.at = float("inf")
+            self.then()
+
+
+def test_an_editor_that_moves_the_old_file_away_first(
+    home: Path, descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who had rules a moment ago has the new ones, not none, where those come within a second."""
     rules = RuleFile(".milterapp/rules.yaml", os.geteuid())
     assert rules.load(descriptor).policy is not None
@@ -190,25 +221,24 @@ def test_an_editor_that_moves_the_old_file_away_first(home: Path, descriptor: in
         new.write_bytes(RULES.replace(b"all", b"new"))
         new.rename(_rules(home))
 
-    editor = threading.Timer(0.2, write)
-    editor.start()
+    monkeypatch.setattr(rulefile, "time", Clock((home / ".milterapp").stat().st_mtime, write, at=0.9))
     found = rules.load(descriptor)
-    editor.join()
     assert found.policy is not None
     assert [rule.name for rule in found.policy.rules] == ["new"]
 
 
-def test_rules_that_were_removed_are_none(home: Path, descriptor: int) -> None:
+def test_rules_that_were_removed_are_none(home: Path, descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for rules that were removed some time ago; lately, once, and no longer than that."""
+    monkeypatch.setattr(rulefile, "time", clock := Clock(time.time()))
     rules = RuleFile(".milterapp/rules.yaml", os.geteuid())
     for age, waits in ((10, False), (0, True)):
         assert rules.load(descriptor).policy is not None
         _rules(home).rename(home / "away")
-        os.utime(home / ".milterapp", (time.time() - age,) * 2)
+        os.utime(home / ".milterapp", (clock.time() - age,) * 2)
         for wait in (waits, False):
-            begun = time.monotonic()
+            begun = clock.gone
             assert rules.load(descriptor) == Loaded(None)
-            assert (time.monotonic() - begun > 0.9) is wait
+            assert (clock.gone - begun > 0.9) is wait
         (home / "away").rename(_rules(home))
 
 
