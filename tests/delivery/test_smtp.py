@@ -58,7 +58,7 @@ class Peer:
 
     def close(self) -> None:
         """Wait for its end."""
-        self._thread.join(10)
+        self._thread.join(30)
         self._listener.close()
 
 
@@ -102,7 +102,7 @@ def test_lmtp(tmp_path: Path, peers: list[Peer]) -> None:
     """To an LMTP server the greeting is LHLO; its reply for the one recipient ends the transaction."""
     peers.append(Peer(tmp_path, [*GOOD[:-1], "250 2.0.0 <bob@example.org> x+y Saved"]))
     transaction = Transaction("", "bob@example.org", eight_bit=False)
-    assert send(f"lmtp:unix:{peers[0].address}", transaction, [b"x\n"], timeout=10) == ""
+    assert send(f"lmtp:unix:{peers[0].address}", transaction, [b"x\n"], timeout=20) == ""
     assert peers[0].heard[:2] == [b"LHLO localhost\r\n", b"MAIL FROM:<>\r\n"]
 
 
@@ -110,7 +110,7 @@ def test_a_message_is_taken(tmp_path: Path, peers: list[Peer]) -> None:
     """A 250 at the end of the data is success, and its queue id is returned."""
     peers.append(Peer(tmp_path, GOOD))
     transaction = Transaction("a@example.org", "bob@example.org", eight_bit=True)
-    assert send(peers[0].address, transaction, [b"Subject: x\n\n.dot\n"], timeout=10) == "4XyZ12abC"
+    assert send(peers[0].address, transaction, [b"Subject: x\n\n.dot\n"], timeout=20) == "4XyZ12abC"
     assert peers[0].heard == [
         b"EHLO localhost\r\n",
         b"MAIL FROM:<a@example.org> BODY=8BITMIME\r\n",
@@ -136,7 +136,7 @@ def test_extensions_are_used_where_needed(
 ) -> None:
     """8BITMIME and SMTPUTF8 are asked for where message or addresses need them and the server has them."""
     peers.append(Peer(tmp_path, [GREETING, offer, *GOOD[2:]]))
-    send(peers[0].address, Transaction(sender, recipient, eight_bit=eight_bit), [b"x\n"], timeout=10)
+    send(peers[0].address, Transaction(sender, recipient, eight_bit=eight_bit), [b"x\n"], timeout=20)
     assert peers[0].heard[1] == mail
 
 
@@ -160,7 +160,7 @@ def test_all_at_once_where_the_server_takes_it(tmp_path: Path) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         transaction = Transaction("a@x.org", "b@x.org", eight_bit=False)
-        assert send(str(tmp_path / "smtp"), transaction, [b"x: y\n", b"\nz\n"], timeout=10) == "4XyZ12abC"
+        assert send(str(tmp_path / "smtp"), transaction, [b"x: y\n", b"\nz\n"], timeout=20) == "4XyZ12abC"
         thread.join(10)
     assert heard == [
         b"EHLO localhost\r\n",
@@ -188,7 +188,7 @@ def test_everything_else_is_a_fault(
     """Any reply but the expected one, at any step, is a temporary fault that quotes it; never success."""
     peers.append(Peer(tmp_path, [*[GREETING, offer, *GOOD[2:]][:step], reply]))
     with pytest.raises(SmtpError) as raised:
-        send(peers[0].address, Transaction("a@x.org", "b@x.org"), [b"x\n"], timeout=10)
+        send(peers[0].address, Transaction("a@x.org", "b@x.org"), [b"x\n"], timeout=20)
     if reply and reply[0] in "45":
         assert reply in str(raised.value)
 
@@ -221,17 +221,17 @@ def test_what_is_taken_is_taken(
     peers.append(Peer(tmp_path, [*GOOD[:-1], last]))
     transaction = Transaction("ann@example.org", "bob@example.org")
     if taken:
-        assert send(peers[0].address, transaction, [b"hello\n"], timeout=5) == taken
+        assert send(peers[0].address, transaction, [b"hello\n"], timeout=20) == taken
     else:
         with pytest.raises(SmtpError, match="451"):
-            send(peers[0].address, transaction, [b"hello\n"], timeout=5)
+            send(peers[0].address, transaction, [b"hello\n"], timeout=20)
 
 
 def test_a_message_for_nobody_is_never_ended(tmp_path: Path, peers: list[Peer]) -> None:
     """A server that refuses the recipient and goes on to DATA all the same sees no end of the message."""
     peers.append(Peer(tmp_path, [GREETING, PIPELINING, "250 Ok", "550 5.1.1 nobody", "354 go on", "250 Ok"]))
     with pytest.raises(FinalError, match="nobody"):
-        send(peers[0].address, Transaction("a@x.org", "b@x.org"), [b"x: y\n"], timeout=10)
+        send(peers[0].address, Transaction("a@x.org", "b@x.org"), [b"x: y\n"], timeout=20)
     peers[0].close()
     assert peers[0].heard[-1] == b"DATA\r\n"
 
@@ -239,7 +239,7 @@ def test_a_message_for_nobody_is_never_ended(tmp_path: Path, peers: list[Peer]) 
 def test_nobody_listens(tmp_path: Path) -> None:
     """A Postfix that is not there is a fault that names the socket."""
     with pytest.raises(SmtpError, match="nowhere"):
-        send(str(tmp_path / "nowhere"), Transaction("", "b@x.org"), [b"x\n"], timeout=10)
+        send(str(tmp_path / "nowhere"), Transaction("", "b@x.org"), [b"x\n"], timeout=20)
 
 
 def test_silence_is_a_fault(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_unwanted_descriptors_are_closed(pair: Pair, data: bytes, count: int) ->
         socket.send_fds(pair[0], [data], [null.fileno()] * count)
     with pytest.raises(wire.WireError):
         wire.receive(pair[1], KNOWN, descriptors=(1,))
-    assert descriptors() == before
+    assert descriptors() <= before  # a thread of another test may close one yet
 
 
 def test_the_kernel_vouches_for_the_peer(pair: Pair) -> None:
