@@ -104,16 +104,20 @@ class Site(Host):
         self._logged()
         self._mark = MAILLOG.stat().st_size
 
-    def _come_to_rest(self, patience: float = 20) -> bool:
+    def _come_to_rest(self, patience: float = 60) -> bool:
         """Let what is under way arrive or wait, and hold what waits, so that it stays there; return whether all rests.
 
         Deleted from the queue while it is under way, a message would arrive in the next test.
         """
         until, quiet = time.monotonic() + patience, 0
+        next_try = time.monotonic() + 0.3
         while quiet < 3 and time.monotonic() < until:  # three times in a row, as in settle()
             moving = [one["queue_name"] for one in self.queue() if one["queue_name"] != "hold"]
             if "deferred" in moving:
                 self.run("postsuper", "-h", "ALL", "deferred")
+            if "incoming" in moving and time.monotonic() > next_try:
+                self._have_incoming_tried()
+                next_try = time.monotonic() + 0.3
             quiet = 0 if moving else quiet + 1
         return quiet >= 3
 
@@ -240,7 +244,12 @@ class Site(Host):
         """Have Postfix try all waiting mail now, also what it put back into `incoming` as it was under way."""
         subprocess.run(["postqueue", "-f"], check=True)
         if any(one["queue_name"] == "incoming" for one in self.queue()):
-            subprocess.run(["postkick", "public", "qmgr", "IA"], check=False)  # its SIGPIPE: qmgr(8) closed first
+            self._have_incoming_tried()
+
+    @staticmethod
+    def _have_incoming_tried() -> None:
+        """Have Postfix take up what is in `incoming`: of what it put back there nothing tells it."""
+        subprocess.run(["postkick", "public", "qmgr", "IA"], check=False)  # its SIGPIPE: qmgr(8) closed first
 
     def settle(self, deadline: float = 60, *, but: Collection[str] = ()) -> None:
         """Wait until the queue is empty and the log says so: everything that was sent has ended somewhere.
