@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import hypothesis.strategies as st
@@ -115,9 +116,10 @@ def test_an_empty_text_may_be_allowed() -> None:
 def test_an_alias_bomb_is_not_expanded() -> None:
     """Aliases are refused where they stand: nine levels of nine cost nothing."""
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+    gc.collect()  # else all that the process holds may be gone through below
     begun = time.process_time()
     root, problems = parse(bomb.encode(), "f")
-    assert time.process_time() - begun < 5  # expanded they are 9 ** 9
+    assert time.process_time() - begun < 0.5
     assert problems
     assert root is None or isinstance(root, Mapping)
 
